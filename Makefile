@@ -1,0 +1,49 @@
+# Everything runs from a fresh clone with Python >= 3.11 and make; nothing else needs to be installed.
+#   make demo    the main job on real grocery data, from interactions to readable candidates
+#   make test    lint, types, imports, tests
+#   make clean   remove what the two made
+
+PYTHON ?= python3
+DEMO := .demo
+DEMO_BIN := .venv-demo/bin
+TEST_BIN := .venv-test/bin
+PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
+IPSREC := $(DEMO_BIN)/ipsrec
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(DEMO_BIN)/.installed
+	mkdir -p $(DEMO)
+	$(DEMO_BIN)/python examples/grocery/interactions.py --output $(DEMO)
+	$(IPSREC) prepare --input $(DEMO)/interactions.parquet --output $(DEMO)/dataset \
+		--min-item-interactions 50 --overwrite
+	$(IPSREC) train --dataset $(DEMO)/dataset --output $(DEMO)/run --config configs/grocery-demo.toml --overwrite
+	$(IPSREC) export --checkpoint $(DEMO)/run --output $(DEMO)/ipsrec_c.onnx --overwrite
+	$(IPSREC) evaluate --model $(DEMO)/ipsrec_c.onnx --dataset $(DEMO)/dataset
+	$(IPSREC) score --model $(DEMO)/ipsrec_c.onnx --input $(DEMO)/households.parquet \
+		--output $(DEMO)/candidates.parquet --top-k 20 --max-per-provider 3 --overwrite
+	$(DEMO_BIN)/python examples/grocery/show_candidates.py --folder $(DEMO)
+
+test: lint
+	$(TEST_BIN)/python -m pytest
+
+lint: $(TEST_BIN)/.installed
+	$(TEST_BIN)/ruff check .
+	$(TEST_BIN)/ruff format --check .
+	$(TEST_BIN)/mypy
+	PYTHONPATH=.:kernels:train:export:cli $(TEST_BIN)/lint-imports
+
+clean:
+	rm -rf $(DEMO) .venv-demo .venv-test
+
+# A stamp is newer than what it was made from, so that a second run installs nothing.
+$(DEMO_BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-demo
+	$(DEMO_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,train,demo]'
+	touch $@
+
+$(TEST_BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-test
+	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,train,dev]'
+	touch $@

@@ -1,0 +1,4 @@
+"""The command line `ipsrec`: flags, messages, exit codes.
+
+Imported by nobody.
+"""
