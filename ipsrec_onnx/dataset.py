@@ -1,0 +1,155 @@
+"""The dataset folder that `ipsrec prepare` makes: reads it, and splits its histories by leave-one-out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ipsrec_onnx.catalog import Catalog, catalog_from_tables
+from ipsrec_onnx.errors import DataError
+
+FORMAT_VERSION = 1
+INFO_FILE = "dataset.json"
+HISTORIES_FILE = "histories.parquet"
+CATALOG_FILE = "catalog.parquet"
+PROVIDERS_FILE = "providers.parquet"
+HISTORY_COLUMNS = ("user_id", "item_history", "provider_history")
+
+Split = Literal["train", "valid", "test"]
+_NEWEST_LEFT_OUT: dict[str, int] = {"train": 2, "valid": 2, "test": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """An opened dataset folder.
+
+    Attributes:
+        path: the folder.
+        info: what dataset.json holds: counts, filters, fingerprint.
+        catalog: every item and provider of the dataset; popularity counts training interactions only.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    catalog: Catalog
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the content: the same data gives the same one, however it was read."""
+        return str(self.info["fingerprint"])
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Open a dataset folder; histories are read later, by read_histories.
+
+    Raises:
+        DataError: the folder is not there, is no dataset, is broken, or was made by a newer version.
+    """
+    folder = Path(path)
+    info = _read_info(folder / INFO_FILE)
+    catalog = catalog_from_tables(_read_table(folder / CATALOG_FILE), _read_table(folder / PROVIDERS_FILE))
+    return Dataset(path=folder, info=info, catalog=catalog)
+
+
+def read_histories(dataset: Dataset) -> pa.Table:
+    """Read all histories: user_id, item_history and provider_history (lists of ids, oldest first), sorted by user_id.
+
+    Raises:
+        DataError: the file is missing or broken, or lacks a column.
+    """
+    path = dataset.path / HISTORIES_FILE
+    table = _read_table(path)
+    missing = [column for column in HISTORY_COLUMNS if column not in table.column_names]
+    if missing:
+        raise DataError(f"{path}: column {missing[0]} is missing, found {table.column_names}; make the dataset again")
+    return table.select(HISTORY_COLUMNS)
+
+
+def split_histories(table: pa.Table, split: Split) -> pa.Table:
+    """Split histories by leave-one-out: the last interaction is test, the one before validation, the rest training.
+
+    A user who has no interaction for the split is left out of it, so a target_item is never null: `train` keeps users
+    with 3 or more interactions, `valid` with 2 or more, `test` with 1 or more. The history before the target is empty
+    for a user with just as many.
+
+    Args:
+        table: as read_histories gave it.
+        split: which part.
+
+    Returns:
+        user_id, item_history and provider_history: the interactions before those that are left out (the newest 2 for
+        `train` and `valid`, the newest 1 for `test`); and, not for `train`, target_item: the interaction to foretell,
+        which is the one right after the history.
+
+    Raises:
+        ValueError: split is none of the three.
+    """
+    if split not in _NEWEST_LEFT_OUT:
+        raise ValueError(f"split is {split!r}, expected one of {sorted(_NEWEST_LEFT_OUT)}")
+    parts = [_split_batch(batch, split) for batch in table.to_batches()]
+    # An empty table has no batch: its own schema makes one, so that the columns are those of any other.
+    return pa.Table.from_batches(parts or [_split_batch(_empty_batch(table.schema), split)])
+
+
+def _split_batch(batch: pa.RecordBatch, split: Split) -> pa.RecordBatch:
+    """split_histories for one batch of Arrow lists."""
+    items, providers = batch["item_history"], batch["provider_history"]
+    offsets = items.offsets.to_numpy()  # (n + 1,) into items.values
+    starts, counts = offsets[:-1].astype(np.int64), np.diff(offsets)
+    left_out = _NEWEST_LEFT_OUT[split]
+    users = np.flatnonzero(counts >= (left_out + 1 if split == "train" else left_out))
+    starts, kept = starts[users], counts[users].astype(np.int64) - left_out
+    columns = {
+        "user_id": batch["user_id"].take(users),
+        "item_history": _take_ranges(items, starts, kept),
+        "provider_history": _take_ranges(providers, starts - offsets[0] + providers.offsets[0].as_py(), kept),
+    }
+    if split != "train":
+        columns["target_item"] = items.values.take(pa.array(starts + kept))
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _take_ranges(lists: pa.Array, starts: np.ndarray, lengths: np.ndarray) -> pa.Array:
+    """Build the lists lists.values[starts[b] : starts[b] + lengths[b]]."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    list_class = pa.LargeListArray if pa.types.is_large_list(lists.type) else pa.ListArray
+    offset_type = pa.int64() if pa.types.is_large_list(lists.type) else pa.int32()
+    return list_class.from_arrays(pa.array(offsets, offset_type), lists.values.take(pa.array(rows)))
+
+
+def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """Read dataset.json and check what everything else rests on."""
+    if not path.is_file():
+        raise DataError(f"{path.parent} is no dataset: it has no {path.name}; make one with `ipsrec prepare`")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        version = info["format_version"]
+        info["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is broken ({error!r}); make the dataset again with `ipsrec prepare`") from error
+    if version != FORMAT_VERSION:
+        mend = "upgrade ipsrec-onnx" if isinstance(version, int) and version > FORMAT_VERSION else "prepare it again"
+        raise DataError(f"{path}: format_version {version}, this version reads {FORMAT_VERSION}; {mend}")
+    return dict(info)
+
+
+def _read_table(path: Path) -> pa.Table:
+    """Read one Parquet file of a dataset."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing, so the dataset is not whole; make it again with `ipsrec prepare`")
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet ({error}); make the dataset again") from error

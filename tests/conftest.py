@@ -1,0 +1,38 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the two real data sets; lies beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real data sets are not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def small_interactions(rng: np.random.Generator) -> pa.Table:
+    """2,000 interactions of 60 users and 80 items of 12 providers, in no order, with many equal timestamps."""
+    item = rng.zipf(1.3, 2_000) % 80
+    return pa.table(
+        {
+            "user_id": 1_000 + rng.integers(0, 60, 2_000),
+            "item_id": 5_000 + item,
+            "provider_id": [f"provider {row}" for row in item % 12],
+            "timestamp": rng.integers(0, 50, 2_000),
+        }
+    )
