@@ -1,0 +1,145 @@
+"""Training batches: windows of histories, packed end to end by the kernels that scoring packs with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ipsrec_kernels.pack import pack_end_to_end, place_histories
+from ipsrec_onnx.dataset import Dataset, Split, read_histories, split_histories
+from ipsrec_onnx.ids import find_ids, plain_ids
+from ipsrec_train.history_terms import HistoryEntries
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """Histories of item_index, end to end.
+
+    Attributes:
+        values: (N,) int32 item_index, oldest first.
+        offsets: (U + 1,) int64; user u has values[offsets[u]:offsets[u + 1]].
+        targets: (U,) int32 the item to foretell; empty for the training split.
+    """
+
+    values: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def load_histories(dataset: Dataset, split: Split) -> Histories:
+    """Read one split of a dataset as item_index."""
+    table = split_histories(read_histories(dataset), split).combine_chunks()
+    lists = table["item_history"].combine_chunks()
+    find = dataset.catalog.item_table
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    values = find_ids(find, plain_ids(lists.flatten(), where="item_history"))
+    targets = np.zeros(0, np.int32)
+    if "target_item" in table.column_names:
+        targets = find_ids(find, plain_ids(table["target_item"], where="target_item"))
+    return Histories(values=values, offsets=offsets - offsets[0], targets=targets)
+
+
+def cut_windows(offsets: npt.NDArray[np.int64], max_len: int) -> npt.NDArray[np.int64]:
+    """Cut each history into windows from its end, so that every item but the first is a target once.
+
+    A window's inputs are at most max_len items; its targets are the same items moved on by one.
+
+    Args:
+        offsets: (U + 1,) int64.
+        max_len: most inputs of a window.
+
+    Returns:
+        (num_windows, 2) int64, first and one past the last input of each window, in the values.
+    """
+    start, inputs = offsets[:-1], np.maximum(np.diff(offsets) - 1, 0)
+    count = -(-inputs // max_len)
+    user = np.repeat(np.arange(len(start)), count)
+    nth = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)  # 0 is the newest window
+    stop = start[user] + inputs[user] - nth * max_len
+    return np.stack([np.maximum(stop - max_len, start[user]), stop], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows packed end to end into R rows of W positions.
+
+    Attributes:
+        item_history: (R, W) int64 item_index, PADDING where nothing lies.
+        positions: (R, W) int64 place in the window, 0 the oldest.
+        segments: (R, W) int64 window of each position, -1 for padding.
+        at: (T,) int64 where a target's state lies, in the flattened rows.
+        targets: (T,) int64 item_index that came next.
+        last: (B,) int64 where each window's newest state lies.
+    """
+
+    item_history: Tensor
+    positions: Tensor
+    segments: Tensor
+    at: Tensor
+    targets: Tensor
+    last: Tensor
+
+    def history_entries(self) -> HistoryEntries:
+        """What each target's history holds, (T, W): the entries of its row that are its own and not newer."""
+        width = self.item_history.shape[1]
+        row = self.at // width
+        segment = self.segments.flatten()[self.at].unsqueeze(1)
+        age = self.positions.flatten()[self.at].unsqueeze(1) - self.positions[row]
+        real = (self.segments[row] == segment) & (age >= 0)
+        return HistoryEntries(self.item_history[row], age.clamp(min=0), real.float())
+
+
+def epoch_batches(
+    histories: Histories, *, max_len: int, batch_size: int, order: npt.NDArray[np.int64], device: torch.device
+) -> Iterator[Batch]:
+    """Give all windows once, batch_size at a time.
+
+    Args:
+        histories: the training split.
+        max_len: width of a window and of a row.
+        batch_size: windows of a batch; the last one may have fewer.
+        order: (num_windows,) a permutation of the windows.
+        device: where the tensors go.
+
+    Yields:
+        Batches.
+    """
+    windows = cut_windows(histories.offsets, max_len)
+    for first in range(0, len(order), batch_size):
+        yield _pack(histories.values, windows[order[first : first + batch_size]], max_len=max_len, device=device)
+
+
+def _pack(
+    values: npt.NDArray[np.int32], windows: npt.NDArray[np.int64], *, max_len: int, device: torch.device
+) -> Batch:
+    """Pack some windows."""
+    lengths = windows[:, 1] - windows[:, 0]
+    offsets = np.zeros(len(windows) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    window = np.repeat(np.arange(len(windows)), lengths)
+    place = np.arange(offsets[-1]) - offsets[window]  # position in its window
+    source = windows[window, 0] + place
+    items, targets = values[source], values[source + 1]
+    row, column, num_rows = pack_end_to_end(items, offsets, width=max_len)
+
+    def placed(stream: npt.NDArray[np.integer]) -> Tensor:
+        laid = place_histories(stream.astype(np.int32), offsets, row, column, num_rows=num_rows, width=max_len)
+        return torch.from_numpy(laid).long().to(device)
+
+    at = (row[window].astype(np.int64) * max_len) + column[window] + place
+    return Batch(
+        item_history=placed(items),
+        positions=placed(place),
+        segments=placed(window + 1) - 1,
+        at=torch.from_numpy(at).to(device),
+        targets=torch.from_numpy(targets.astype(np.int64)).to(device),
+        last=torch.from_numpy(at[offsets[1:] - 1]).to(device),
+    )

@@ -1,0 +1,203 @@
+"""The run folder: what training leaves behind, and what it needs to go on after a kill.
+
+    run.json             model, settings, data fingerprint, versions; what is known when training starts
+    model.safetensors    weights of the best epoch so far
+    metrics.jsonl        one line an epoch: loss, validation metrics, seconds
+    resume.safetensors   weights, optimizer and random state after the last whole epoch
+    catalog.parquet, providers.parquet    of the dataset, so that a run can be exported without it
+
+Every file is replaced whole. Weights are safetensors: reading them runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ipsrec_onnx.atomic import atomic_file
+from ipsrec_onnx.catalog import Catalog, catalog_from_tables, catalog_to_table
+from ipsrec_onnx.errors import DataError
+from ipsrec_train.model import Model
+from ipsrec_train.settings import settings_for
+
+RUN_FILE, MODEL_FILE, METRICS_FILE, RESUME_FILE = "run.json", "model.safetensors", "metrics.jsonl", "resume.safetensors"
+CATALOG_FILE, PROVIDERS_FILE = "catalog.parquet", "providers.parquet"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that was opened.
+
+    Attributes:
+        path: the folder.
+        info: what run.json holds.
+        metrics: one dict an epoch, as in metrics.jsonl.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The epoch whose weights model.safetensors holds."""
+        metric = self.info["training"]["stop_metric"]
+        return max(self.metrics, key=lambda epoch: (epoch[metric], -epoch["epoch"]))
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the folder that training wrote.
+
+    Raises:
+        DataError: the folder is no run, or no epoch of it is complete.
+    """
+    folder = Path(path)
+    for name in (RUN_FILE, METRICS_FILE, MODEL_FILE):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} is no finished training run: it has no {name}; make one with `ipsrec train`")
+    info = read_run_info(folder)
+    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    return Run(path=folder, info=info, metrics=[json.loads(line) for line in lines])
+
+
+def read_run_info(folder: Path) -> dict[str, Any]:
+    """Read run.json, also of a run that is not finished.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    return _read_json(folder / RUN_FILE)
+
+
+def load_catalog(folder: Path) -> Catalog:
+    """Read the catalog that lies in a run folder."""
+    try:
+        return catalog_from_tables(pq.read_table(folder / CATALOG_FILE), pq.read_table(folder / PROVIDERS_FILE))
+    except OSError as error:
+        raise DataError(f"{folder}: the run's catalog cannot be read: {error}") from error
+
+
+def load_model(run: Run) -> tuple[Model, Catalog]:
+    """Build the model of a run with the weights of its best epoch, in evaluation mode, and its catalog.
+
+    Raises:
+        DataError: the weights do not fit the settings.
+    """
+    catalog = load_catalog(run.path)
+    settings = run.info["settings"]
+    model = Model(
+        run.info["model"],
+        settings_for(settings["variant"], {name: value for name, value in settings.items() if name != "variant"}),
+        item_provider=catalog.item_provider,
+        num_providers=catalog.num_providers,
+    )
+    load_weights(model, run.path / MODEL_FILE)
+    return model.eval(), catalog
+
+
+def load_weights(model: Model, path: Path) -> None:
+    """Read a safetensors file into a model.
+
+    Raises:
+        DataError: the file is broken or holds other tensors.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path}: the weights cannot be read into this model: {first}; train it again") from error
+
+
+def start_run(folder: Path, info: dict[str, Any], catalog: Catalog) -> None:
+    """Make a run folder and write what is known at the start."""
+    folder.mkdir(exist_ok=True)
+    for name in (MODEL_FILE, METRICS_FILE, RESUME_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for name, table in zip((CATALOG_FILE, PROVIDERS_FILE), catalog_to_table(catalog), strict=True):
+        with atomic_file(folder / name, overwrite=True) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+    with atomic_file(folder / RUN_FILE, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Keep the weights as the best so far."""
+    with atomic_file(folder / MODEL_FILE, overwrite=True) as temporary:
+        save_file(_plain(model.state_dict()), temporary)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is: what resuming needs beside tensors.
+
+    Attributes:
+        epoch: whole epochs done.
+        metrics: one dict an epoch.
+    """
+
+    epoch: int
+    metrics: list[dict[str, Any]]
+
+
+def save_progress(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write metrics.jsonl and everything that is needed to go on from here with the same result."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    with atomic_file(folder / RESUME_FILE, overwrite=True) as temporary:
+        save_file(_plain(tensors), temporary, metadata={"progress": json.dumps(asdict(progress))})
+    with atomic_file(folder / METRICS_FILE, overwrite=True) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in progress.metrics), encoding="utf-8")
+
+
+def load_progress(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put model, optimizer and random state where save_progress found them.
+
+    Raises:
+        DataError: the state is broken or belongs to another model.
+    """
+    path = folder / RESUME_FILE
+    try:
+        with safe_open(path, framework="pt") as opened:
+            progress = Progress(**json.loads(opened.metadata()["progress"]))
+        tensors = load_file(path)
+        model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path}: training cannot go on from here: {first}; start again with --overwrite") from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, moment = name.split(".")
+            state.setdefault(int(index), {})[moment] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return progress
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Detached, contiguous, on the CPU, none sharing memory: what safetensors can write."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: found {type(value).__name__}, expected a JSON object")
+    return value
