@@ -1,0 +1,265 @@
+"""The gate: a model file is written only if ONNX Runtime gives what PyTorch gives, as vectors, as lists and as quality.
+
+Everyone compares one shape with allclose; lists are what users see. So: a grid of batch sizes and lengths, and for each
+the worst embedding error and the overlap of the top-100 lists; then validation users and the change of their NDCG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ipsrec_kernels.item_table import ItemTable, build_item_table
+from ipsrec_kernels.pack import pack_histories
+from ipsrec_kernels.topk import History, HistoryTerms, retrieve
+from ipsrec_onnx.errors import ModelFileError
+from ipsrec_onnx.metrics import metrics_of_ranks
+from ipsrec_train.batches import Histories
+from ipsrec_train.model import Model
+
+BATCH_SIZES = (1, 2, 7, 64)
+TOP_K = 100
+VALIDATION_USERS = 2048
+
+# One user's vector may differ by this share of its largest element; float32 rounding through a few layers gives 1e-6.
+MAX_EMBEDDING_ERROR = 1e-4
+MIN_OVERLAP = 0.999
+MAX_NDCG_CHANGE = 1e-3
+
+# item_history, provider_history (batch, sequence) and lengths (batch,), int32 -> user_embedding (batch, dim) float32
+Encode = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class GateCell:
+    """What one shape gave.
+
+    Attributes:
+        batch_size: users of the call.
+        lengths: "1", "2", ..., "mixed" or "empty".
+        embedding_error: largest difference, as a share of the user's largest element.
+        overlap: mean share of the top-100 that both have.
+    """
+
+    batch_size: int
+    lengths: str
+    embedding_error: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """The verdict and what it rests on; stored in the model file.
+
+    Attributes:
+        passed: all below stayed within the bounds.
+        cells: one for each batch size and kind of lengths.
+        validation_users: how many were compared.
+        embedding_error: the worst of the cells and the validation users.
+        overlap: the mean over validation users; the lowest cell must hold too.
+        ndcg_pytorch: NDCG@10 of the validation users, all items ranked.
+        ndcg_onnx: the same from ONNX Runtime's vectors.
+        ndcg_change: of the second from the first, relative.
+    """
+
+    passed: bool
+    cells: list[GateCell]
+    validation_users: int
+    embedding_error: float
+    overlap: float
+    ndcg_pytorch: float
+    ndcg_onnx: float
+    ndcg_change: float
+
+    def as_metadata(self) -> dict[str, Any]:
+        """JSON values, with the bounds that were asked for."""
+        bounds = {
+            "max_embedding_error": MAX_EMBEDDING_ERROR,
+            "min_overlap": MIN_OVERLAP,
+            "max_ndcg_change": MAX_NDCG_CHANGE,
+        }
+        return {**asdict(self), "bounds": bounds}
+
+    def refuse_unless_passed(self) -> None:
+        """Raise ModelFileError with the figure that broke its bound."""
+        if self.passed:
+            return
+        raise ModelFileError(
+            f"export: the gate is not passed, so no model file is written: embedding error {self.embedding_error:.1e} "
+            f"(at most {MAX_EMBEDDING_ERROR:.0e}), lowest top-{TOP_K} overlap {self._lowest_overlap():.4f} (at least "
+            f"{MIN_OVERLAP}), NDCG@10 change {self.ndcg_change:+.2%} (at most {MAX_NDCG_CHANGE:.1%}); "
+            "report this model's settings as a defect"
+        )
+
+    def _lowest_overlap(self) -> float:
+        return min([self.overlap, *(cell.overlap for cell in self.cells)])
+
+
+def run_gate(model: Model, encode: Encode, validation: Histories) -> GateReport:
+    """Compare a model with its exported graph.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        encode: the exported graph in ONNX Runtime.
+        validation: validation histories and targets; the first VALIDATION_USERS that are not empty are compared.
+
+    Returns:
+        The verdict.
+    """
+    comparison = _Comparison(model, encode)
+    cells = [
+        GateCell(batch_size, kind, *comparison.cell(items, providers, lengths))
+        for batch_size, kind, items, providers, lengths in _grid(model)
+    ]
+    validated = comparison.validate(validation)
+    embedding_error = max([validated.embedding_error, *(cell.embedding_error for cell in cells)])
+    change = abs(validated.ndcg_onnx - validated.ndcg_pytorch) / max(validated.ndcg_pytorch, 1e-12)
+    passed = (
+        embedding_error <= MAX_EMBEDDING_ERROR
+        and min([validated.overlap, *(cell.overlap for cell in cells)]) >= MIN_OVERLAP
+        and (change <= MAX_NDCG_CHANGE or validated.ndcg_onnx == validated.ndcg_pytorch)
+    )
+    return GateReport(
+        passed=bool(passed),
+        cells=cells,
+        validation_users=validated.users,
+        embedding_error=embedding_error,
+        overlap=validated.overlap,
+        ndcg_pytorch=validated.ndcg_pytorch,
+        ndcg_onnx=validated.ndcg_onnx,
+        ndcg_change=change,
+    )
+
+
+def _grid(
+    model: Model,
+) -> Iterator[tuple[int, str, npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+    """Random histories for each batch size and kind of lengths, some items without provider."""
+    rng = np.random.default_rng(0)
+    num_items, max_len = model.items.num_embeddings - 1, model.settings.max_len
+    kinds = dict.fromkeys(str(min(length, max_len)) for length in (1, 2, max(1, max_len // 2), max_len))
+    item_provider = model.item_provider.numpy()
+    for batch_size in BATCH_SIZES:
+        for kind in (*kinds, "mixed", "empty"):
+            if kind == "mixed":
+                lengths = rng.integers(0, max_len + 1, batch_size)
+            else:
+                lengths = np.full(batch_size, 0 if kind == "empty" else int(kind))
+            real = np.arange(max(1, lengths.max()))[None, :] < lengths[:, None]
+            items = np.where(real, rng.integers(1, num_items + 1, real.shape), 0)
+            providers = np.where(rng.random(real.shape) < 0.1, 0, item_provider[items])
+            yield batch_size, kind, items.astype(np.int32), providers.astype(np.int32), lengths.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class _Validated:
+    users: int
+    embedding_error: float
+    overlap: float
+    ndcg_pytorch: float
+    ndcg_onnx: float
+
+
+class _Comparison:
+    """PyTorch on one side, ONNX Runtime on the other, the same retrieval behind both."""
+
+    def __init__(self, model: Model, encode: Encode) -> None:
+        self.model, self.encode = model, encode
+        self.table: ItemTable = build_item_table(
+            model.item_embeddings().detach().numpy(), model.item_provider.numpy().astype(np.int32), allowed=None
+        )
+        self.top_k = min(TOP_K, model.items.num_embeddings - 1)
+
+    def cell(
+        self, items: npt.NDArray[np.int32], providers: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
+    ) -> tuple[float, float]:
+        """Embedding error and list overlap of one batch."""
+        expected, found = self._both(items, providers, lengths)
+        return _error(expected, found), _overlap(self._lists(expected), self._lists(found))
+
+    def validate(self, histories: Histories) -> _Validated:
+        """Errors, overlap and NDCG@10 on validation users."""
+        max_len = self.model.settings.max_len
+        users = np.flatnonzero(np.diff(histories.offsets) > 0)[:VALIDATION_USERS]
+        if not len(users):
+            return _Validated(users=0, embedding_error=0.0, overlap=1.0, ndcg_pytorch=0.0, ndcg_onnx=0.0)
+        items, lengths = pack_histories(
+            histories.values, histories.offsets, users, bucket_len=max_len, batch_size=len(users)
+        )
+        providers = self.model.item_provider.numpy().astype(np.int32)[items]
+        expected, found = self._both(items, providers, lengths)
+        real = np.arange(max_len)[None, :] < lengths[:, None]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        history = History(items=items[real], providers=providers[real], offsets=offsets)
+        terms = history_terms(self.model)
+        before, after = self._lists(expected, history, terms), self._lists(found, history, terms)
+        targets = histories.targets[users]
+        return _Validated(
+            users=len(users),
+            embedding_error=_error(expected, found),
+            overlap=_overlap(before, after),
+            ndcg_pytorch=metrics_of_ranks(_ranks(before, targets), [10])["ndcg@10"],
+            ndcg_onnx=metrics_of_ranks(_ranks(after, targets), [10])["ndcg@10"],
+        )
+
+    def _both(
+        self, items: npt.NDArray[np.int32], providers: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """(B, D) from PyTorch and from ONNX Runtime."""
+        with torch.no_grad():
+            expected = self.model(*(torch.from_numpy(array) for array in (items, providers, lengths))).numpy()
+        return expected, self.encode(items, providers, lengths)
+
+    def _lists(
+        self,
+        users: npt.NDArray[np.float32],
+        history: History | None = None,
+        terms: HistoryTerms | None = None,
+    ) -> npt.NDArray[np.int32]:
+        """(B, top_k) item_index, best first."""
+        found = retrieve(
+            self.table,
+            users,
+            top_k=self.top_k,
+            seen=None,
+            history=history if terms is not None else None,
+            terms=terms,
+            candidates=None,
+            max_per_provider=None,
+        )
+        return found.item_index
+
+
+def history_terms(model: Model) -> HistoryTerms | None:
+    """The learned weights as the kernels take them: (max_len,) float64 each, newest first."""
+    if model.history_terms is None:
+        return None
+    return HistoryTerms(
+        provider=model.history_terms.provider_weights().detach().double().numpy(),
+        item=model.history_terms.item_weights().detach().double().numpy(),
+    )
+
+
+def _error(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+    """Largest difference as a share of the user's largest element; infinite where ONNX Runtime gave no number."""
+    if not np.isfinite(found).all():
+        return float("inf")
+    scale = np.maximum(np.abs(expected).max(1, keepdims=True), np.finfo(np.float32).tiny)
+    return float((np.abs(expected - found) / scale).max())
+
+
+def _overlap(before: npt.NDArray[np.int32], after: npt.NDArray[np.int32]) -> float:
+    """Mean share of each list that the other has too."""
+    shared = [len(np.intersect1d(a, b)) / len(a) for a, b in zip(before, after, strict=True)]
+    return float(np.mean(shared))
+
+
+def _ranks(lists: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """(B,) rank of each target in its list, 0 where it is not."""
+    hit = lists == targets[:, None]
+    return np.where(hit.any(1), hit.argmax(1) + 1, 0)

@@ -1,0 +1,48 @@
+"""What a model file carries beside its graph, as metadata_props: settings, catalog, history terms, training, gate."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import onnx
+
+from ipsrec_onnx.catalog import Catalog, catalog_to_table, table_to_text
+from ipsrec_onnx.model_file import FORMAT_VERSION
+
+
+def add_metadata(
+    proto: onnx.ModelProto,
+    *,
+    model: str,
+    settings: dict[str, Any],
+    catalog: Catalog,
+    history_terms: dict[str, list[float]] | None,
+    training: dict[str, Any],
+    gate: dict[str, Any],
+) -> None:
+    """Write everything that scoring needs into a graph's metadata_props, under the prefix `ipsrec.`.
+
+    Args:
+        proto: the graph; its metadata_props are replaced.
+        model: name of the model, as `ipsrec train --model` has it.
+        settings: the model's settings, JSON values only; holds max_len and dim.
+        catalog: items and providers in the order of the embedding tables.
+        history_terms: "provider" and "item", each max_len weights by age, newest first; None for a model without.
+        training: where the weights come from: dataset fingerprint, seed, epochs, metrics, versions.
+        gate: what the comparison of PyTorch with ONNX Runtime found.
+    """
+    items, providers = catalog_to_table(catalog)
+    onnx.helper.set_model_props(
+        proto,
+        {
+            "ipsrec.format_version": str(FORMAT_VERSION),
+            "ipsrec.model": model,
+            "ipsrec.settings": json.dumps(settings),
+            "ipsrec.catalog": table_to_text(items),
+            "ipsrec.providers": table_to_text(providers),
+            "ipsrec.history_terms": json.dumps(history_terms),
+            "ipsrec.training": json.dumps(training),
+            "ipsrec.gate": json.dumps(gate),
+        },
+    )
