@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,15 +42,15 @@ def check_offsets(name: str, offsets: Any, *, num_values: int) -> Int64Array:
     Raises:
         ValueError: no offset at all, a fall, or one outside the values.
     """
-    offsets = cast(Int64Array, check_array(name, offsets, dtype=np.int64))
-    if offsets.size == 0:
+    checked: Int64Array = check_array(name, offsets, dtype=np.int64)
+    if checked.size == 0:
         raise ValueError(f"{name} is empty, expected one offset more than there are lists")
-    if offsets[0] < 0 or offsets[-1] > num_values:
-        raise ValueError(f"{name} run from {offsets[0]} to {offsets[-1]}, expected inside 0..{num_values}")
-    falls = offsets[1:] < offsets[:-1]
+    if checked[0] < 0 or checked[-1] > num_values:
+        raise ValueError(f"{name} run from {checked[0]} to {checked[-1]}, expected inside 0..{num_values}")
+    falls = checked[1:] < checked[:-1]
     if falls.any():
         raise ValueError(f"{name} fall after list {int(falls.argmax())}, expected to rise or stay")
-    return offsets
+    return checked
 
 
 def check_range(name: str, values: npt.NDArray[np.integer[Any]], *, low: int, high: int) -> None:

@@ -1,0 +1,94 @@
+"""A slow, obvious twin of each kernel."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+
+def find_ids(table_ids, ids):
+    index = {one: row + 1 for row, one in enumerate(table_ids)}
+    return np.array([index.get(one, 0) for one in ids], np.int32)
+
+
+def string_arrays(strings, *, before=b"", after=b""):
+    """Data and offsets as Arrow has them; `before` makes the first offset larger than 0, as in a sliced array."""
+    encoded = [one.encode() for one in strings]
+    offsets = np.cumsum([len(before)] + [len(one) for one in encoded]).astype(np.int64)
+    return np.frombuffer(before + b"".join(encoded) + after, np.uint8), offsets
+
+
+def ragged(lists):
+    """Lists -> int32 values, int64 offsets."""
+    offsets = np.cumsum([0] + [len(one) for one in lists]).astype(np.int64)
+    return np.array([value for one in lists for value in one], np.int32), offsets
+
+
+def unragged(values, offsets):
+    return [values[start:stop].tolist() for start, stop in itertools.pairwise(offsets)]
+
+
+def pack_histories(histories, rows, *, bucket_len, batch_size):
+    item_history = np.zeros((batch_size, bucket_len), np.int32)
+    lengths = np.zeros(batch_size, np.int32)
+    for b, row in enumerate(rows):
+        newest = histories[row][-bucket_len:]
+        item_history[b, : len(newest)] = newest
+        lengths[b] = len(newest)
+    return item_history, lengths
+
+
+def drop_unknown(items, providers):
+    kept = [[at for at, item in enumerate(one) if item != 0] for one in items]
+    return (
+        [[one[at] for at in places] for one, places in zip(items, kept, strict=True)],
+        [[one[at] for at in places] for one, places in zip(providers, kept, strict=True)],
+    )
+
+
+def pack_end_to_end(histories, *, width):
+    """First-fit decreasing: row and column of each history, number of rows."""
+    used = []
+    places = {}
+    for h in sorted(range(len(histories)), key=lambda h: (-len(histories[h]), h)):
+        size = len(histories[h])
+        row = next((r for r, filled in enumerate(used) if filled + size <= width), len(used))
+        if row == len(used):
+            used.append(0)
+        places[h] = (row, used[row])
+        used[row] += size
+    return [places[h][0] for h in range(len(histories))], [places[h][1] for h in range(len(histories))], len(used)
+
+
+def full_scores(item_embeddings, item_provider, user, history=(), providers=(), provider_terms=(), item_terms=()):
+    """Score of each item for one user: float64 in the documented order, rounded once to float32."""
+    num_rows, dim = item_embeddings.shape
+    lanes = np.zeros((num_rows, 8))
+    for d in range(dim):
+        lanes[:, d % 8] += item_embeddings[:, d].astype(np.float64) * np.float64(user[d])
+    dot = lanes[:, 0]
+    for lane in range(1, 8):
+        dot = dot + lanes[:, lane]
+    from_providers, from_items = np.zeros(num_rows), np.zeros(num_rows)
+    for s, (item, provider) in enumerate(zip(history, providers, strict=True)):
+        age = len(history) - 1 - s
+        from_providers += np.where((item_provider == provider) & (provider != 0), provider_terms[age], 0.0)
+        from_items += np.where(np.arange(num_rows) == item, item_terms[age], 0.0)
+    with np.errstate(over="ignore"):
+        return ((dot + from_providers) + from_items).astype(np.float32)
+
+
+def best_items(scores, item_provider, *, top_k, allowed=None, seen=(), candidates=None, max_per_provider=None):
+    """Walk down the whole ranking of one user: (item_index, score), best first."""
+    ranking = sorted(range(1, len(scores)), key=lambda item: (-scores[item], item))
+    taken = {}
+    best = []
+    for item in ranking:
+        provider = item_provider[item]
+        full = max_per_provider is not None and provider != 0 and taken.get(provider, 0) >= max_per_provider
+        wanted = (allowed is None or allowed[item]) and (candidates is None or item in candidates)
+        if wanted and item not in seen and not full and len(best) < top_k:
+            best.append((item, scores[item]))
+            taken[provider] = taken.get(provider, 0) + 1
+    return best
