@@ -54,9 +54,9 @@ def ipsrec() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 0 done, 1 refused with one line, 2 wrong usage, 130 interrupted."""
     try:
-        ipsrec.main(args=arguments, prog_name="ipsrec", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Without standalone mode, click gives an exit code back instead of exiting, and a command its own value.
+        code = ipsrec.main(args=arguments, prog_name="ipsrec", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

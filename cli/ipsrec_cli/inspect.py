@@ -1,0 +1,109 @@
+"""`ipsrec inspect`: what is in a model file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ipsrec_cli.options import json_option
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@click.command()
+@click.argument("model")
+@json_option
+def inspect(model: str, as_json: bool) -> None:
+    """Show what is in a model file."""
+    from ipsrec_cli.main import print_json
+    from ipsrec_onnx.inspection import inspect as inspect_model
+
+    found = inspect_model(model)
+    if as_json:
+        print_json(found)
+    else:
+        _print_summary(found)
+
+
+def _print_summary(found: dict[str, Any]) -> None:
+    """Show one table: what it is, then its graph, settings, training and gate."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    variant = f", variant {found['variant']}" if found["variant"] else ""
+    table = Table(show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def row(name: str, value: str) -> None:
+        table.add_row(name, Text(value))  # as it is: brackets are no markup here
+
+    row("model", f"{found['model']}{variant}")
+    row("file", f"{found['file_bytes']:,} bytes, format version {found['format_version']}")
+    row("sha256", found["sha256"])
+    row("items", f"{found['num_items']:,}, ids {found['item_id_type']}")
+    without = found["items_without_provider"]
+    row(
+        "providers",
+        f"{found['num_providers']:,}, ids {found['provider_id_type']}"
+        + (f"; {without:,} items without one" if without else ""),
+    )
+    table.add_section()
+    row("opset", str(found["opset"]))
+    for direction in ("inputs", "outputs"):
+        row(direction, "\n".join(f"{node['name']}: {_tensor(node)}" for node in found[direction]))
+    row("history terms", _history_terms(found["history_terms"]))
+    for section in ("settings", "training", "gate"):
+        table.add_section()
+        table.add_row(section, _section(found[section]))
+    console = Console()
+    console.print(Text(f"Model file {found['path']}"), soft_wrap=True)
+    console.print(table)
+
+
+def _section(values: dict[str, Any]) -> RenderableType:
+    """One line per value, and a table for each list of like objects: the cells of the gate."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for name, value in _flat(values).items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            cells = Table(*value[0], title=name, title_justify="left", box=None)
+            for entry in value:
+                cells.add_row(*(_plain(number) for number in entry.values()))
+            parts.append(cells)
+        else:
+            parts.append(Text(f"{name}: {_plain(value)}"))
+    return Group(*parts)
+
+
+def _tensor(node: dict[str, Any]) -> str:
+    kind = node["type"].removeprefix("tensor(").removesuffix(")")
+    return f"{kind} [{', '.join(str(axis) for axis in node['shape'])}]"
+
+
+def _history_terms(terms: dict[str, Any] | None) -> str:
+    if terms is None:
+        return "none"
+    return "\n".join(
+        f"{name}: {', '.join(f'{weight:.4g}' for weight in term['newest'])}, ... by age; sum {term['sum']:.4g} over "
+        f"{term['ages']} ages"
+        for name, term in terms.items()
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Objects inside an object, named after both."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

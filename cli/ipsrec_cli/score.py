@@ -1,0 +1,161 @@
+"""`ipsrec score`: users' histories to ranked candidates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from ipsrec_cli.options import (
+    device_option,
+    json_option,
+    model_file_option,
+    overwrite_option,
+    quiet_option,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from ipsrec_onnx.scoring import ScoreReport
+
+
+@click.command()
+@model_file_option
+@click.option("--input", "source", required=True, help="Users: a Parquet file, a folder of them, or a URI.")
+@click.option("--output", required=True, help="Parquet file of candidates to write.")
+@click.option("--top-k", type=click.IntRange(min=1), default=100, show_default=True, help="Length of the lists.")
+@click.option(
+    "--layout",
+    type=click.Choice(["list", "long"]),
+    default="list",
+    show_default=True,
+    help="One row per user, or one per candidate.",
+)
+@click.option("--keep-seen", is_flag=True, help="Recommend items of the user's own history, too.")
+@click.option(
+    "--unknown-items",
+    type=click.Choice(["drop", "error"]),
+    default="drop",
+    show_default=True,
+    help="An item id that the model does not know: drop it from the history, or refuse it.",
+)
+@click.option(
+    "--cold-users",
+    type=click.Choice(["popular", "empty", "error"]),
+    default="popular",
+    show_default=True,
+    help="A user without a known item: the popular items, an empty list, or refuse.",
+)
+@click.option(
+    "--bad-rows",
+    type=click.Choice(["error", "divert"]),
+    default="error",
+    show_default=True,
+    help="A malformed row: refuse it, or set it aside in OUTPUT.bad_rows.parquet with the reason.",
+)
+@click.option("--allow-items", help="Parquet or text file of the only items to recommend.")
+@click.option("--deny-items", help="Parquet or text file of items never to recommend.")
+@click.option(
+    "--max-per-provider", type=click.IntRange(min=1), help="Items of one provider in a list at most.  [default: any]"
+)
+@click.option("--candidates-column", help="Column of lists: the only items to choose from for each user.")
+@click.option("--user-column", default="user_id", show_default=True, help="Column of the user ids, of any type.")
+@click.option("--item-column", default="item_history", show_default=True, help="Column of item lists, oldest first.")
+@click.option(
+    "--provider-column",
+    default="provider_history",
+    show_default=True,
+    help="Column of provider lists; without it, the model's catalog says who offers an item.",
+)
+@device_option
+@threads_option
+@overwrite_option
+@json_option
+@quiet_option
+def score(
+    model: str,
+    source: str,
+    output: str,
+    top_k: int,
+    layout: Literal["list", "long"],
+    keep_seen: bool,
+    unknown_items: Literal["drop", "error"],
+    cold_users: Literal["popular", "empty", "error"],
+    bad_rows: Literal["error", "divert"],
+    allow_items: str | None,
+    deny_items: str | None,
+    max_per_provider: int | None,
+    candidates_column: str | None,
+    user_column: str,
+    item_column: str,
+    provider_column: str,
+    device: Literal["cpu", "cuda"],
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Rank candidates for every user of a Parquet file.
+
+    One output row per input row, in the same order; lists are exact, best first.
+    """
+    from ipsrec_cli.main import print_json
+    from ipsrec_onnx.scoring import score as score_users
+
+    report = score_users(
+        model,
+        source,
+        output,
+        top_k=top_k,
+        layout=layout,
+        keep_seen=keep_seen,
+        unknown_items=unknown_items,
+        cold_users=cold_users,
+        bad_rows=bad_rows,
+        allow_items=allow_items,
+        deny_items=deny_items,
+        max_per_provider=max_per_provider,
+        candidates_column=candidates_column,
+        user_column=user_column,
+        item_column=item_column,
+        provider_column=provider_column,
+        device=device,
+        threads=threads,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print_summary(report)
+
+
+def _print_summary(report: ScoreReport) -> None:
+    """Show the account of rows and ids; lines that say nothing are left out."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = report.counts
+    table = Table("")
+    table.add_column("count", justify="right")
+    for name, count, always in (
+        ("users read", counts.rows_in, True),
+        ("users written", counts.rows_out, True),
+        (f"malformed rows, in {report.bad_rows}", counts.rows_diverted, report.bad_rows is not None),
+        ("cold users", counts.cold_users, True),
+        ("lists shorter than asked for", counts.short_lists, True),
+        ("item ids in the histories", counts.history_items, True),
+        ("of them unknown to the model", counts.unknown_items, True),
+        ("entries with an unknown provider", counts.unknown_providers, False),
+        ("unknown candidates", counts.unknown_candidates, False),
+        ("items that could be recommended", report.allowed_items, True),
+        ("unknown ids of the allow list", report.unknown_allow_items, False),
+        ("unknown ids of the deny list", report.unknown_deny_items, False),
+    ):
+        if count or always:
+            table.add_row(Text(name), f"{count:,}")
+    console = Console()
+    console.print(Text(f"Candidates {report.output}"), soft_wrap=True)
+    console.print(table)
+    console.print(f"{report.wall_s:,.1f} s, {report.users_per_s:,.0f} users/s", highlight=False)

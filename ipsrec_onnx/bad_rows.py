@@ -1,0 +1,81 @@
+"""Finds malformed rows, and keeps them apart with a reason, so that every input row is accounted for."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.id_lists import IdLists
+from ipsrec_onnx.users import UserChunk, Users
+
+FINE = 0
+
+
+def find_bad_rows(
+    chunk: UserChunk, lists: dict[str, IdLists], *, same_lengths: tuple[str, str] | None
+) -> tuple[npt.NDArray[np.int8], list[str]]:
+    """Find the rows that cannot be scored.
+
+    Args:
+        chunk: the rows; its first column is the user id.
+        lists: the lists of each list column.
+        same_lengths: two columns whose lists must be of equal length.
+
+    Returns:
+        reason: (n,) int8, FINE or 1 + the row of reasons.
+        reasons: what can be wrong, in words.
+    """
+    reason = np.full(chunk.rows.num_rows, FINE, np.int8)
+    reasons: list[str] = []
+
+    def add(bad: npt.NDArray[np.bool_], words: str) -> None:
+        reasons.append(words)
+        reason[bad & (reason == FINE)] = len(reasons)
+
+    add(chunk.rows.column(0).is_null().to_numpy(zero_copy_only=False), f"{chunk.rows.schema.names[0]} is null")
+    for column, column_lists in lists.items():
+        add(column_lists.null_lists, f"{column} is null")
+        add(column_lists.lists_with_null(), f"{column} holds a null")
+    if same_lengths is not None:
+        first, second = same_lengths
+        add(lists[first].lengths != lists[second].lengths, f"{first} and {second} are of different lengths")
+    return reason, reasons
+
+
+def refuse_bad_rows(chunk: UserChunk, reason: npt.NDArray[np.int8], reasons: list[str]) -> None:
+    """Raise for the first malformed row.
+
+    Raises:
+        DataError: there is one; names file, row group and row.
+    """
+    rows = np.flatnonzero(reason != FINE)
+    if len(rows):
+        row = int(rows[0])
+        raise DataError(
+            f"{chunk.where(row)}: {reasons[reason[row] - 1]}; mend the row, or set such rows aside with "
+            "--bad-rows divert"
+        )
+
+
+def dead_letter_schema(users: Users) -> pa.Schema:
+    """Columns of the dead letters: where each row stood, what is wrong with it, and the row itself."""
+    place = [("file", pa.string()), ("row_group", pa.int64()), ("row", pa.int64()), ("reason", pa.string())]
+    taken = {name for name, _ in place}
+    own = [field.with_name(f"input_{field.name}" if field.name in taken else field.name) for field in users.schema]
+    return pa.schema([*place, *own])
+
+
+def dead_letters(chunk: UserChunk, reason: npt.NDArray[np.int8], reasons: list[str], *, schema: pa.Schema) -> pa.Table:
+    """The malformed rows of a chunk, as dead_letter_schema has them."""
+    rows = np.flatnonzero(reason != FINE)
+    words = pa.array(reasons, pa.string())
+    columns = [
+        pa.array([chunk.file.name] * len(rows), pa.string()),
+        pa.array(np.full(len(rows), chunk.row_group, np.int64)),
+        pa.array(rows + chunk.first_row, pa.int64()),
+        words.take(pa.array(reason[rows].astype(np.int64) - 1)),
+        *chunk.rows.take(pa.array(rows)).columns,
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

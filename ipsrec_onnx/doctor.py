@@ -1,0 +1,198 @@
+"""Says what this machine can run, and what is wrong with it, as plain data."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ipsrec_onnx.cores import cgroup_cores, usable_cores
+from ipsrec_onnx.versions import package_version
+
+if TYPE_CHECKING:  # doctor must run where onnxruntime is missing
+    from ipsrec_onnx.session import Device
+
+CPU_WHEEL, GPU_WHEEL = "onnxruntime", "onnxruntime-gpu"
+
+_PACKAGES = ("ipsrec-onnx", "numpy", "numba", "pyarrow", CPU_WHEEL, GPU_WHEEL)
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_NOT_INSTALLED = "not installed"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong.
+
+    Attributes:
+        what: found and expected.
+        mend: what to do.
+    """
+
+    what: str
+    mend: str
+
+
+def doctor(device: Device | None = None) -> dict[str, Any]:
+    """Look at this machine.
+
+    Args:
+        device: that the user means to run on; "cuda" looks for why it would not start. None looks at the CPU only.
+
+    Returns:
+        JSON values: versions, execution_providers, cores, thread_limits, numba_cache, and problems, each with "what"
+        and "mend"; no problems means that the machine is fine.
+    """
+    versions = {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}}
+    execution_providers = _execution_providers()
+    limits = {name: os.environ[name] for name in _THREAD_LIMITS if name in os.environ}
+    cache = _numba_cache()
+    problems = [
+        *wheel_problems(versions),
+        *thread_problems(limits, cores=usable_cores(), quota=cgroup_cores()),
+        *cache_problems(cache),
+    ]
+    if device == "cuda":
+        problems += cuda_problems(versions, execution_providers)
+    return {
+        "versions": versions,
+        "execution_providers": execution_providers,
+        "cores": {"usable": usable_cores(), "of_the_machine": os.cpu_count(), "cgroup_quota": cgroup_cores()},
+        "thread_limits": limits,
+        "numba_cache": str(cache),
+        "problems": [asdict(problem) for problem in problems],
+    }
+
+
+def wheel_problems(versions: dict[str, str]) -> list[Problem]:
+    """Both wheels install the same module, and the one installed last wins; none is no better."""
+    installed = [name for name in (CPU_WHEEL, GPU_WHEEL) if versions[name] != _NOT_INSTALLED]
+    if len(installed) == 2:
+        return [
+            Problem(
+                f"{CPU_WHEEL} {versions[CPU_WHEEL]} and {GPU_WHEEL} {versions[GPU_WHEEL]} are both installed; "
+                "they overwrite each other, and CUDA may be gone without a word",
+                f"pip uninstall -y {CPU_WHEEL} {GPU_WHEEL} && pip install 'ipsrec-onnx[gpu]' (or [cpu])",
+            )
+        ]
+    if not installed:
+        return [Problem("no onnxruntime is installed", "pip install 'ipsrec-onnx[cpu]', or [gpu] for an NVIDIA GPU")]
+    return []
+
+
+def thread_problems(limits: dict[str, str], *, cores: int, quota: float | None) -> list[Problem]:
+    """A thread limit that is no number or above the cores, and a quota below them, slow a job down quietly."""
+    problems = []
+    for name, text in limits.items():
+        if not text.isdigit() or int(text) < 1:
+            problems.append(Problem(f"{name} is {text!r}, expected a number, 1 or more", f"unset {name}"))
+        elif int(text) > cores:
+            problems.append(Problem(f"{name} is {text}, but only {cores} cores are usable", f"export {name}={cores}"))
+    if quota is not None and quota < cores:
+        fitting = max(1, int(quota))
+        problems.append(
+            Problem(
+                f"the container's CPU quota is worth {quota:g} cores, but {cores} are visible: "
+                "that many threads would be throttled",
+                f"run with --threads {fitting}, or raise the quota",
+            )
+        )
+    return problems
+
+
+def cache_problems(cache: Path) -> list[Problem]:
+    """Without its cache, Numba compiles the kernels anew in every process: most of a minute."""
+    if os.access(_nearest_folder(cache), os.W_OK | os.X_OK):
+        return []
+    return [
+        Problem(
+            f"Numba cannot write its cache to {cache}, so that every run compiles the kernels anew",
+            "set NUMBA_CACHE_DIR to a folder that can be written to",
+        )
+    ]
+
+
+def cuda_problems(versions: dict[str, str], execution_providers: list[str]) -> list[Problem]:
+    """Why CUDA would not start, the first cause first."""
+    if versions[GPU_WHEEL] == _NOT_INSTALLED:
+        return [
+            Problem(
+                f"CUDA is asked for, but {GPU_WHEEL} is not installed; execution providers: {execution_providers}",
+                f"pip uninstall -y {CPU_WHEEL} && pip install 'ipsrec-onnx[gpu]'",
+            )
+        ]
+    if "CUDAExecutionProvider" not in execution_providers:
+        return [
+            Problem(
+                f"CUDA is asked for, but this onnxruntime has only {execution_providers}",
+                f"pip install --force-reinstall {GPU_WHEEL}",
+            )
+        ]
+    return _driver_problems() or _library_problems()
+
+
+def _driver_problems() -> list[Problem]:
+    """Is there a driver, and does it see a GPU?"""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return [
+            Problem(
+                f"the NVIDIA driver is missing: {error}",
+                "install the driver; in a container, start it with GPU access (docker run --gpus all)",
+            )
+        ]
+    count = ctypes.c_int(0)
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status or not count.value:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return [
+            Problem(
+                f"the NVIDIA driver sees no GPU (status {status}, CUDA_VISIBLE_DEVICES={visible!r})",
+                "see what `nvidia-smi` says, and check CUDA_VISIBLE_DEVICES",
+            )
+        ]
+    return []
+
+
+def _library_problems() -> list[Problem]:
+    """Can onnxruntime's CUDA library be loaded? If not, the loader names the library that it misses."""
+    spec = find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return []
+    capi = Path(spec.origin).parent / "capi"
+    try:
+        ctypes.CDLL(str(capi / "libonnxruntime_providers_shared.so"), mode=os.RTLD_LAZY | os.RTLD_GLOBAL)
+        ctypes.CDLL(str(capi / "libonnxruntime_providers_cuda.so"), mode=os.RTLD_LAZY)
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError as error:
+        return [Problem(f"a library that CUDA needs is missing: {error}", "pip install 'onnxruntime-gpu[cuda,cudnn]'")]
+    return []
+
+
+def _execution_providers() -> list[str]:
+    if find_spec("onnxruntime") is None:
+        return []
+    from ipsrec_onnx.session import available_execution_providers
+
+    return available_execution_providers()
+
+
+def _numba_cache() -> Path:
+    """Where Numba keeps compiled kernels: a folder asked for, beside the kernels, or the user's cache."""
+    asked = os.environ.get("NUMBA_CACHE_DIR")
+    if asked:
+        return Path(asked)
+    spec = find_spec("ipsrec_kernels")
+    beside = Path(spec.origin).parent / "__pycache__" if spec and spec.origin else Path.cwd()
+    if os.access(_nearest_folder(beside), os.W_OK | os.X_OK):
+        return beside
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numba"
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,76 @@
+"""Encodes histories into user embeddings, so that a user's bits do not depend on who else is encoded."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ipsrec_kernels.pack import pack_histories
+from ipsrec_onnx.errors import ModelFileError
+from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.model_file import ModelFile
+from ipsrec_onnx.session import run_session
+
+# One batch size for every session call: matrix kernels choose their summation by shape, so that a user's last bits
+# would change with the size of the batch. Small, for a batch that is not full is filled up with padding rows.
+ENCODE_BATCH: Final = 32
+
+
+def bucket_lens(max_len: int) -> npt.NDArray[np.int64]:
+    """Widths of the buckets: 1, 2, 4, then 8, 12, 16, 24, 32, 48, ... and max_len, ascending.
+
+    A user's bucket is the narrowest that holds the user's own history: no neighbour has a say in it. Steps of at most
+    a half keep padding small; few widths keep ONNX Runtime's memory plans few.
+    """
+    widths = {1, 2, 4, max_len}
+    width = 8
+    while width < max_len:
+        widths |= {width, width * 3 // 2}
+        width *= 2
+    return np.array(sorted(width for width in widths if width <= max_len), np.int64)
+
+
+def encode(model: ModelFile, histories: Histories) -> npt.NDArray[np.float32]:
+    """Compute the user embedding of each history.
+
+    Args:
+        model: the opened model file.
+        histories: (n histories) none of them empty; the model sees the last max_len items of each.
+
+    Returns:
+        (n, dim) float32.
+
+    Raises:
+        ModelFileError: the graph fails, or gives another shape, NaN or infinity.
+    """
+    widths = bucket_lens(model.max_len)
+    lengths = np.minimum(histories.lengths, model.max_len)
+    bucket = np.searchsorted(widths, lengths)
+    user_embedding = np.empty((len(lengths), model.dim), np.float32)
+    for number in np.unique(bucket):
+        users = np.flatnonzero(bucket == number)
+        for first in range(0, len(users), ENCODE_BATCH):
+            rows = users[first : first + ENCODE_BATCH]
+            user_embedding[rows] = _encode_batch(model, histories, rows, bucket_len=int(widths[number]))
+    if not np.isfinite(user_embedding).all():
+        raise ModelFileError(f"model {model.path}: a user_embedding has NaN or infinity; train or export again")
+    return user_embedding
+
+
+def _encode_batch(
+    model: ModelFile, histories: Histories, rows: npt.NDArray[np.int64], *, bucket_len: int
+) -> npt.NDArray[np.float32]:
+    """Encode up to ENCODE_BATCH users whose histories fit into one bucket; (len(rows), dim) float32."""
+    shape = {"bucket_len": bucket_len, "batch_size": ENCODE_BATCH}
+    item_history, lengths = pack_histories(histories.items, histories.offsets, rows, **shape)
+    provider_history, _ = pack_histories(histories.providers, histories.offsets, rows, **shape)
+    feed = {"item_history": item_history, "provider_history": provider_history, "lengths": lengths}
+    encoded = np.asarray(run_session(model.session, ["user_embedding"], feed)[0])  # (ENCODE_BATCH, D)
+    if encoded.shape != (ENCODE_BATCH, model.dim):
+        raise ModelFileError(
+            f"model {model.path}: user_embedding has shape {encoded.shape}, expected ({ENCODE_BATCH}, {model.dim}); "
+            "export it again"
+        )
+    return encoded[: len(rows)]

@@ -1,0 +1,125 @@
+"""Lists of ids, whatever Arrow type a file keeps them in, as one array of ids and the offsets of the lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.ids import id_type
+
+
+@dataclass(frozen=True, eq=False)
+class IdLists:
+    """Lists of ids end to end.
+
+    Attributes:
+        ids: (N,) Arrow int64 or large_string; may hold nulls until the malformed rows are out.
+        offsets: (n + 1,) int64, from 0 to N; list b is ids[offsets[b]:offsets[b + 1]].
+        null_lists: (n,) bool, lists that are null rather than empty.
+    """
+
+    ids: pa.Array
+    offsets: npt.NDArray[np.int64]
+    null_lists: npt.NDArray[np.bool_]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(n,) ids in each list."""
+        return np.diff(self.offsets)
+
+    def lists_with_null(self) -> npt.NDArray[np.bool_]:
+        """(n,) bool: does the list hold a null id?"""
+        if not self.ids.null_count:
+            return np.zeros(len(self.null_lists), np.bool_)
+        nulls_before = np.zeros(len(self.ids) + 1, np.int64)
+        np.cumsum(self.ids.is_null().to_numpy(zero_copy_only=False), out=nulls_before[1:])
+        return np.diff(nulls_before[self.offsets]) > 0
+
+    def keep(self, rows: npt.NDArray[np.bool_]) -> IdLists:
+        """Keep the lists that rows, (n,) bool, says."""
+        starts, lengths = self.offsets[:-1][rows], self.lengths[rows]
+        positions, offsets = range_positions(starts, lengths)
+        return IdLists(self.ids.take(pa.array(positions)), offsets, self.null_lists[rows])
+
+
+def range_positions(
+    starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Positions of the ranges starts[b] .. starts[b] + lengths[b], end to end.
+
+    Returns:
+        positions: (lengths.sum(),) int64 to take values at.
+        offsets: (n + 1,) int64, where each range starts among the positions.
+    """
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return np.arange(offsets[-1], dtype=np.int64) + np.repeat(starts - offsets[:-1], lengths), offsets
+
+
+def list_id_type(arrow_type: pa.DataType, *, kind: pa.DataType, where: str) -> None:
+    """Check that a column holds lists of ids of one kind.
+
+    Args:
+        arrow_type: the column's type.
+        kind: int64 or large_string, as the catalog has it.
+        where: file and column, for the message.
+
+    Raises:
+        DataError: no list, or ids of another kind.
+    """
+    if not _is_list(arrow_type):
+        raise DataError(f"{where}: found type {arrow_type}, expected a list of {kind} ids; make it one list a row")
+    value_type = arrow_type.value_type
+    if pa.types.is_null(value_type):  # every list of the file is empty
+        return
+    found = id_type(value_type, where=where)
+    if found != kind:
+        raise DataError(
+            f"{where}: found ids of type {value_type}, expected {kind} as in the model's catalog; cast the column"
+        )
+
+
+def id_lists(column: pa.Array, *, kind: pa.DataType, where: str) -> IdLists:
+    """Bring a column of lists, of any Arrow list type, to IdLists.
+
+    Args:
+        column: (n,) lists of ids; may be a slice of a larger array.
+        kind: int64 or large_string, as the catalog has it.
+        where: file and column, for the message.
+
+    Raises:
+        DataError: as list_id_type; or an id does not fit.
+    """
+    list_id_type(column.type, kind=kind, where=where)
+    null_lists = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        column = column.cast(pa.large_list(column.type.value_type))
+    if not len(column):
+        return IdLists(pa.array([], kind), np.zeros(1, np.int64), null_lists)
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    _check_offsets(offsets, len(column.values), where)
+    ids = column.values.slice(offsets[0], offsets[-1] - offsets[0])  # a slice shares the values of the whole array
+    try:
+        return IdLists(ids if ids.type == kind else ids.cast(kind), offsets - offsets[0], null_lists)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{where}: an id does not fit into {kind}: {error}") from error
+
+
+def _check_offsets(offsets: npt.NDArray[np.int64], num_values: int, where: str) -> None:
+    """A kernel trusts its offsets, and these come from a file."""
+    if offsets[0] < 0 or offsets[-1] > num_values or (np.diff(offsets) < 0).any():
+        raise DataError(f"{where}: list offsets fall or leave the values, so the file is broken; write it again")
+
+
+def _is_list(arrow_type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(arrow_type)
+        or pa.types.is_large_list(arrow_type)
+        or pa.types.is_fixed_size_list(arrow_type)
+        or pa.types.is_list_view(arrow_type)
+        or pa.types.is_large_list_view(arrow_type)
+    )

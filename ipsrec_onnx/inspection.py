@@ -1,0 +1,59 @@
+"""Says what is in a model file, as plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ipsrec_kernels.topk import HistoryTerms
+from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
+from ipsrec_onnx.opset import graph_opset
+
+
+def inspect(model: str | Path) -> dict[str, Any]:
+    """Describe a model file: JSON values only.
+
+    Raises:
+        ModelFileError: the file cannot be used; the message says why.
+    """
+    opened = open_model_file(model)
+    catalog, session = opened.catalog, opened.session
+    return {
+        "path": str(model),
+        "file_bytes": Path(model).stat().st_size,
+        "sha256": model_file_sha256(model),
+        "format_version": opened.format_version,
+        "model": opened.model,
+        "variant": opened.settings.get("variant"),
+        "opset": graph_opset(model),
+        "settings": opened.settings,
+        "num_items": catalog.num_items,
+        "num_providers": catalog.num_providers,
+        "item_id_type": str(catalog.item_ids.type),
+        "provider_id_type": str(catalog.provider_ids.type),
+        "items_without_provider": int((catalog.item_provider[1:] == 0).sum()),
+        "training_interactions": int(catalog.popularity.sum()),
+        "inputs": [_node(node) for node in session.get_inputs()],
+        "outputs": [_node(node, opened) for node in session.get_outputs()],
+        "history_terms": _history_terms(opened.history_terms),
+        "training": opened.training,
+        "gate": opened.gate,
+    }
+
+
+def _node(node: Any, opened: ModelFile | None = None) -> dict[str, Any]:
+    """Name, type and shape of a graph input or output; the item table's real shape is known."""
+    shape = list(node.shape)
+    if opened is not None and node.name == "item_embeddings":
+        shape = list(opened.item_embeddings.shape)
+    return {"name": node.name, "type": node.type, "shape": shape}
+
+
+def _history_terms(terms: HistoryTerms | None) -> dict[str, Any] | None:
+    """The newest ages and the sum of each term: enough to see what they do."""
+    if terms is None:
+        return None
+    return {
+        name: {"ages": len(weights), "newest": [float(weight) for weight in weights[:5]], "sum": float(weights.sum())}
+        for name, weights in (("provider", terms.provider), ("item", terms.item))
+    }

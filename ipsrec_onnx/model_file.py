@@ -1,0 +1,175 @@
+"""The model file: one .onnx that carries the graph, the weights, the catalog and everything else that scoring needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from ipsrec_kernels.topk import HistoryTerms
+from ipsrec_onnx.catalog import Catalog, catalog_from_tables, table_from_text
+from ipsrec_onnx.errors import DataError, ModelFileError
+from ipsrec_onnx.session import Device, open_session, run_session
+
+FORMAT_VERSION = 1
+PREFIX = "ipsrec."
+
+_INPUTS = {
+    "item_history": ("tensor(int32)", 2),
+    "provider_history": ("tensor(int32)", 2),
+    "lengths": ("tensor(int32)", 1),
+}
+_OUTPUTS = {"user_embedding": ("tensor(float)", 2), "item_embeddings": ("tensor(float)", 2)}
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFile:
+    """An opened model file.
+
+    Attributes:
+        path: where it lies.
+        format_version: of the metadata.
+        model: name of the model, as `ipsrec train --model` has it.
+        settings: the model's settings; max_len is among them.
+        catalog: items and providers in the order of the embedding tables.
+        history_terms: weights by age, each (max_len,) float64, newest first; None for a model without.
+        training: dataset fingerprint, seed, epochs, metrics, versions.
+        gate: what the comparison of PyTorch with ONNX Runtime found at export.
+        item_embeddings: (num_items + 1, dim) float32; scores are dot products with its rows.
+        session: computes user_embedding; shared by threads.
+    """
+
+    path: Path
+    format_version: int
+    model: str
+    settings: dict[str, Any]
+    catalog: Catalog
+    history_terms: HistoryTerms | None
+    training: dict[str, Any]
+    gate: dict[str, Any]
+    item_embeddings: npt.NDArray[np.float32]
+    session: onnxruntime.InferenceSession
+
+    @property
+    def max_len(self) -> int:
+        """Most recent items that the model may see."""
+        return int(self.settings["max_len"])
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return int(self.item_embeddings.shape[1])
+
+
+def open_model_file(path: str | Path, *, device: Device = "cpu") -> ModelFile:
+    """Open a model file and check it.
+
+    Raises:
+        ModelFileError: there is no such file; it is no ONNX model or none of ours; it is newer than this version; its
+            gate was not passed; or its metadata is broken.
+        ExecutionProviderError: the device is not there.
+    """
+    file = Path(path)
+    if not file.is_file():
+        found = "it is a folder" if file.is_dir() else "there is no such file"
+        raise ModelFileError(f"model {path}: {found}; give the .onnx file that `ipsrec export` wrote")
+    session = open_session(file, device=device)
+    texts = session.get_modelmeta().custom_metadata_map
+    version = _format_version(file, texts)
+    try:
+        history_terms = json.loads(texts[PREFIX + "history_terms"])
+        parts = {name: _json_object(texts, name) for name in ("settings", "training", "gate")}
+        catalog = _catalog(texts)
+        max_len = int(parts["settings"]["max_len"])
+        model_file = ModelFile(
+            path=file,
+            format_version=version,
+            model=texts[PREFIX + "model"],
+            **parts,
+            catalog=catalog,
+            history_terms=None if history_terms is None else _history_terms(history_terms, max_len),
+            item_embeddings=_item_embeddings(session, catalog.num_items),
+            session=session,
+        )
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        named = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise ModelFileError(f"model {path}: its metadata is broken: {named}; export it again") from error
+    except ModelFileError as error:
+        raise ModelFileError(f"model {path}: {error}") from error
+    if model_file.gate.get("passed") is not True:
+        raise ModelFileError(f"model {path}: it did not pass the gate of `ipsrec export`; export it again")
+    return model_file
+
+
+def model_file_sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a model file, its external data included.
+
+    External data is taken where torch.onnx puts it: beside the model, under its name plus `.data`.
+    """
+    digest = hashlib.sha256()
+    for part in (Path(path), Path(f"{path}.data")):
+        if part.is_file():
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _format_version(path: Path, texts: Mapping[str, str]) -> int:
+    """Read the version before anything else: nothing more can be said of a newer file."""
+    text = texts.get(PREFIX + "format_version")
+    if text is None:
+        raise ModelFileError(
+            f"model {path}: an ONNX model without {PREFIX}* metadata, so it is none of ours; "
+            "give the file that `ipsrec export` wrote"
+        )
+    if not text.isascii() or not text.isdigit():
+        raise ModelFileError(f"model {path}: format version {text!r}, expected a number; export it again")
+    if int(text) > FORMAT_VERSION:
+        raise ModelFileError(
+            f"model {path}: format version {text}, this ipsrec-onnx reads up to {FORMAT_VERSION}; upgrade ipsrec-onnx"
+        )
+    return int(text)
+
+
+def _json_object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
+    value = json.loads(texts[PREFIX + name])
+    if not isinstance(value, dict):
+        raise ValueError(f"{PREFIX}{name} is no JSON object")
+    return value
+
+
+def _catalog(texts: Mapping[str, str]) -> Catalog:
+    catalog = catalog_from_tables(*(table_from_text(texts[PREFIX + name]) for name in ("catalog", "providers")))
+    if catalog.num_items == 0:
+        raise ValueError("the catalog has no items")
+    return catalog
+
+
+def _history_terms(value: dict[str, list[float]], max_len: int) -> HistoryTerms:
+    weights = {name: np.asarray(value[name], np.float64) for name in ("provider", "item")}
+    for name, array in weights.items():
+        if array.shape != (max_len,) or not np.isfinite(array).all():
+            raise ValueError(f"history term {name} has shape {array.shape}, expected ({max_len},) finite numbers")
+    return HistoryTerms(**weights)
+
+
+def _item_embeddings(session: onnxruntime.InferenceSession, num_items: int) -> npt.NDArray[np.float32]:
+    """Read the output table through the graph, which holds whatever the file format is (external data, too)."""
+    for nodes, expected in ((session.get_inputs(), _INPUTS), (session.get_outputs(), _OUTPUTS)):
+        found = {node.name: (node.type, len(node.shape)) for node in nodes}
+        if any(found.get(name) != kind for name, kind in expected.items()):
+            raise ValueError(f"the graph has {found}, expected {expected}")
+    one = {"item_history": (1, 1), "provider_history": (1, 1), "lengths": (1,)}
+    feed = {name: np.full(shape, int(name == "lengths"), np.int32) for name, shape in one.items()}
+    table = np.asarray(run_session(session, ["item_embeddings"], feed)[0])
+    if table.shape[0] != num_items + 1:
+        raise ValueError(f"item_embeddings has {table.shape[0]} rows, expected {num_items + 1} for the catalog")
+    return np.ascontiguousarray(table, np.float32)

@@ -1,0 +1,180 @@
+"""What a worker does with one chunk of users: check its rows, map the ids, rank, lay out the output rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ipsrec_kernels.ragged import Ragged
+from ipsrec_onnx.bad_rows import FINE, dead_letters, find_bad_rows, refuse_bad_rows
+from ipsrec_onnx.candidates import candidate_rows
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.histories import MappedHistories, map_histories
+from ipsrec_onnx.id_lists import IdLists, id_lists
+from ipsrec_onnx.ids import find_ids
+from ipsrec_onnx.retrieval import ColdUsers, Ranker, rank_users
+from ipsrec_onnx.users import UserChunk, UserColumns
+
+UnknownItems = Literal["drop", "error"]
+BadRows = Literal["error", "divert"]
+
+
+@dataclass(frozen=True)
+class ScoreCounts:
+    """An account of rows and ids.
+
+    Attributes:
+        rows_in: users read.
+        rows_out: users with a list in the output, be it empty.
+        rows_diverted: malformed rows set aside; rows_in = rows_out + rows_diverted.
+        cold_users: users without a known item.
+        short_lists: users with fewer items than asked for: nothing more was allowed.
+        history_items: item ids in the histories.
+        unknown_items: those that the catalog does not know.
+        unknown_providers: entries of known items whose provider id the catalog does not know.
+        unknown_candidates: ids in the candidates column that the catalog does not know.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_diverted: int = 0
+    cold_users: int = 0
+    short_lists: int = 0
+    history_items: int = 0
+    unknown_items: int = 0
+    unknown_providers: int = 0
+    unknown_candidates: int = 0
+
+    def __add__(self, other: ScoreCounts) -> ScoreCounts:
+        return ScoreCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRules:
+    """What every chunk of a job is scored by; shared by the worker threads.
+
+    Attributes:
+        ranker: the model and the rules of ranking.
+        columns: names of the input's columns.
+        top_k: length of the lists that was asked for.
+        unknown_items: drop an item id that the catalog does not know, or refuse it.
+        cold_users: what a user without a known item gets.
+        bad_rows: refuse a malformed row, or set it aside.
+        schema: of the output.
+        dead_letter_schema: of the rows set aside.
+    """
+
+    ranker: Ranker
+    columns: UserColumns
+    top_k: int
+    unknown_items: UnknownItems
+    cold_users: ColdUsers
+    bad_rows: BadRows
+    schema: pa.Schema
+    dead_letter_schema: pa.Schema
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredChunk:
+    """What a chunk gives.
+
+    Attributes:
+        rows: of the output.
+        dead_letters: its malformed rows.
+        counts: the account of it.
+    """
+
+    rows: pa.Table
+    dead_letters: pa.Table
+    counts: ScoreCounts
+
+
+def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
+    """Score one chunk.
+
+    Raises:
+        DataError: a malformed row, an unknown item or a cold user that the rules refuse; names file, row group and row.
+    """
+    columns, catalog = rules.columns, rules.ranker.model.catalog
+    lists, rows, dead = _take_apart(chunk, rules)
+    provider_lists = None if columns.provider_history is None else lists[columns.provider_history]
+    mapped = map_histories(lists[columns.item_history], provider_lists, catalog)
+    if rules.unknown_items == "error":
+        _refuse_unknown_items(chunk, mapped, lists[columns.item_history], rows, columns.item_history)
+    if rules.cold_users == "error":
+        _refuse_cold_users(chunk, mapped, rows)
+    candidates = None
+    if columns.candidates is not None:
+        given = lists[columns.candidates]
+        candidates = Ragged(find_ids(catalog.item_table, given.ids), given.offsets)
+    ranking = rank_users(
+        rules.ranker,
+        mapped.known,
+        candidates=candidates,
+        cold_users="empty" if rules.cold_users == "empty" else "popular",
+    )
+    user_id = chunk.rows.column(0).take(pa.array(rows))
+    return ScoredChunk(
+        rows=candidate_rows(user_id, ranking, catalog.item_ids, schema=rules.schema),
+        dead_letters=dead,
+        counts=ScoreCounts(
+            rows_in=chunk.rows.num_rows,
+            rows_out=len(rows),
+            rows_diverted=dead.num_rows,
+            cold_users=int(ranking.cold.sum()),
+            short_lists=int((ranking.counts < rules.top_k).sum()),
+            history_items=len(lists[columns.item_history].ids),
+            unknown_items=len(mapped.unknown_items),
+            unknown_providers=mapped.num_unknown_providers,
+            unknown_candidates=0 if candidates is None else int(np.count_nonzero(candidates.values == 0)),
+        ),
+    )
+
+
+def _take_apart(chunk: UserChunk, rules: ScoreRules) -> tuple[dict[str, IdLists], npt.NDArray[np.int64], pa.Table]:
+    """Split a chunk into its good rows and its malformed ones.
+
+    Returns:
+        lists: of the good rows, by column.
+        rows: (n,) int64, the good rows' numbers in the chunk.
+        dead: the malformed rows, as they go to the dead letters.
+    """
+    columns, catalog = rules.columns, rules.ranker.model.catalog
+    lists: dict[str, IdLists] = {}
+    for column in columns.names[1:]:
+        ids = catalog.provider_ids if column == columns.provider_history else catalog.item_ids
+        lists[column] = id_lists(chunk.rows[column], kind=ids.type, where=f"{chunk.where()}, column {column}")
+    pair = None if columns.provider_history is None else (columns.item_history, columns.provider_history)
+    reason, reasons = find_bad_rows(chunk, lists, same_lengths=pair)
+    good = reason == FINE
+    if rules.bad_rows == "error":
+        refuse_bad_rows(chunk, reason, reasons)
+    if not good.all():
+        lists = {column: column_lists.keep(good) for column, column_lists in lists.items()}
+    return lists, np.flatnonzero(good), dead_letters(chunk, reason, reasons, schema=rules.dead_letter_schema)
+
+
+def _refuse_unknown_items(
+    chunk: UserChunk, mapped: MappedHistories, items: IdLists, rows: npt.NDArray[np.int64], column: str
+) -> None:
+    if len(mapped.unknown_items):
+        position = int(mapped.unknown_items[0])
+        row = int(rows[np.searchsorted(items.offsets, position, side="right") - 1])
+        raise DataError(
+            f"{chunk.where(row)}, column {column}: item id {items.ids[position].as_py()!r} is not in the model's "
+            "catalog; mend the row, or drop such items with --unknown-items drop"
+        )
+
+
+def _refuse_cold_users(chunk: UserChunk, mapped: MappedHistories, rows: npt.NDArray[np.int64]) -> None:
+    cold = np.flatnonzero(mapped.known.lengths == 0)
+    if len(cold):
+        row = int(rows[cold[0]])
+        raise DataError(
+            f"{chunk.where(row)}: user_id {chunk.rows.column(0)[row].as_py()!r} has no item that the model knows; "
+            "leave the user out, or choose --cold-users popular or empty"
+        )

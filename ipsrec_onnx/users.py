@@ -1,0 +1,248 @@
+"""Reads users files: one Parquet file, a folder of them, or a URI; chunk by chunk, in order, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.id_lists import list_id_type
+
+_READ_BUFFER = 1 << 20  # bytes held of each column chunk, however big its row group
+
+
+@dataclass(frozen=True)
+class UserColumns:
+    """Names of the columns to read; None for one that is not there."""
+
+    user_id: str
+    item_history: str
+    provider_history: str | None
+    candidates: str | None
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that are there, in a fixed order."""
+        names = (self.user_id, self.item_history, self.provider_history, self.candidates)
+        return [name for name in names if name is not None]
+
+
+@dataclass(frozen=True)
+class UsersFile:
+    """One Parquet file of users.
+
+    Attributes:
+        path: in its file system.
+        name: for people and for the dead letters: path below the folder that was asked for.
+        num_rows: users in it.
+    """
+
+    path: str
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Users:
+    """Opened users files; their rows are read later, by read_chunks.
+
+    Attributes:
+        source: what was asked for, for messages.
+        file_system: where the files lie.
+        files: in the order of their rows.
+        columns: what to read.
+        schema: of the columns that are read, without string views; the same in every file.
+    """
+
+    source: str
+    file_system: pafs.FileSystem
+    files: list[UsersFile]
+    columns: UserColumns
+    schema: pa.Schema
+
+    @property
+    def num_rows(self) -> int:
+        """Users in all files."""
+        return sum(file.num_rows for file in self.files)
+
+
+@dataclass(frozen=True, eq=False)
+class UserChunk:
+    """Some users that stand together in one row group.
+
+    Attributes:
+        file: where they come from.
+        row_group: number of the row group in the file, from 0.
+        first_row: number of the chunk's first row in the row group, from 0.
+        rows: (n,) record batch of the columns that are read.
+    """
+
+    file: UsersFile
+    row_group: int
+    first_row: int
+    rows: pa.RecordBatch
+
+    def where(self, row: int | None = None) -> str:
+        """Say where the chunk, or one row of it, stands."""
+        place = f"{self.file.path}, row group {self.row_group}"
+        return place if row is None else f"{place}, row {self.first_row + row}"
+
+
+def open_users(source: str | Path, columns: UserColumns) -> Users:
+    """Find the files of a source and check their columns; reads no more than their footers.
+
+    Args:
+        source: a Parquet file, a folder whose Parquet files are read in the order of their names, or a URI that
+            pyarrow.fs knows.
+        columns: what to read. A provider_history that no file has becomes None.
+
+    Raises:
+        DataError: nothing is there; a file is no whole Parquet file, lacks a column, or has another type in one than
+            the first file.
+    """
+    file_system, root, paths = _find_files(source)
+    files: list[UsersFile] = []
+    schema: pa.Schema | None = None
+    for path in paths:
+        with _open_parquet(file_system, path) as parquet:
+            found, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        if schema is None:
+            columns = _present(columns, found, path)
+            schema = _selected(found, columns, path)
+        elif _selected(found, _present(columns, found, path), path) != schema:
+            raise DataError(
+                f"{path}: columns {_types(_selected(found, columns, path))}, but {paths[0]} has {_types(schema)}; "
+                "write all files of a folder with the same columns and types"
+            )
+        name = path[len(root) :].lstrip("/") if path != root else path.rsplit("/", 1)[-1]
+        files.append(UsersFile(path=path, name=name, num_rows=num_rows))
+    if schema is None:
+        raise DataError(f"input {source}: the folder has no *.parquet file; give a folder that has some")
+    return Users(source=str(source), file_system=file_system, files=files, columns=columns, schema=schema)
+
+
+def check_id_kinds(users: Users, *, item_kind: pa.DataType, provider_kind: pa.DataType) -> None:
+    """Check, before any work, that the ids of the histories are of the catalog's kinds.
+
+    Raises:
+        DataError: a column is no list, or its ids are of another kind.
+    """
+    columns = users.columns
+    for column, kind in (
+        (columns.item_history, item_kind),
+        (columns.provider_history, provider_kind),
+        (columns.candidates, item_kind),
+    ):
+        if column is not None:
+            list_id_type(users.schema.field(column).type, kind=kind, where=f"{users.files[0].path}, column {column}")
+
+
+def read_chunks(users: Users, *, chunk_rows: int) -> Iterator[UserChunk]:
+    """Read the users in order; no chunk spans two row groups.
+
+    Args:
+        users: as open_users gave it.
+        chunk_rows: users in a chunk at most.
+
+    Raises:
+        DataError: a row group cannot be read, or has another number of rows than the file says.
+    """
+    for file in users.files:
+        with _open_parquet(users.file_system, file.path) as parquet:
+            for row_group in range(parquet.num_row_groups):
+                first_row = 0
+                for batch in _read_row_group(parquet, users, file, row_group=row_group, chunk_rows=chunk_rows):
+                    yield UserChunk(file=file, row_group=row_group, first_row=first_row, rows=batch)
+                    first_row += batch.num_rows
+                expected = parquet.metadata.row_group(row_group).num_rows
+                if first_row != expected:
+                    raise DataError(
+                        f"{file.path}, row group {row_group}: {first_row} rows, its footer says {expected}; "
+                        "the file is broken, write it again"
+                    )
+
+
+def _read_row_group(
+    parquet: pq.ParquetFile, users: Users, file: UsersFile, *, row_group: int, chunk_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Read one row group in batches; memory holds one batch and the read buffers."""
+    batches = parquet.iter_batches(chunk_rows, row_groups=[row_group], columns=users.columns.names, use_threads=False)
+    try:
+        for batch in batches:
+            yield batch.select(users.columns.names).cast(users.schema)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file.path}, row group {row_group}: cannot be read ({error}); the file is broken, write it again"
+        ) from error
+
+
+def _open_parquet(file_system: pafs.FileSystem, path: str) -> pq.ParquetFile:
+    """Open a Parquet file without reading ahead: a row group may be larger than memory allows for."""
+    try:
+        return pq.ParquetFile(path, filesystem=file_system, pre_buffer=False, buffer_size=_READ_BUFFER)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again") from error
+
+
+def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:
+    """Resolve a source to its file system, its path there, and the paths of its Parquet files."""
+    try:
+        if "://" in str(source):
+            file_system, root = pafs.FileSystem.from_uri(str(source))
+        else:
+            file_system, root = pafs.LocalFileSystem(), os.fspath(source)
+        info = file_system.get_file_info(root)
+        if info.type == pafs.FileType.NotFound:
+            raise DataError(f"input {source}: there is no such file or folder; check the path")
+        if info.type != pafs.FileType.Directory:
+            return file_system, root, [root]
+        inside = file_system.get_file_info(pafs.FileSelector(root, recursive=True))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"input {source}: cannot be opened ({error}); check the path or URI") from error
+    # Names that begin with a dot or an underscore are other tools' notes (_SUCCESS, _metadata) or unfinished files.
+    paths = [
+        entry.path
+        for entry in inside
+        if entry.type == pafs.FileType.File
+        and entry.extension == "parquet"
+        and not entry.path[len(root) :].lstrip("/").startswith((".", "_"))
+    ]
+    return file_system, root, sorted(paths)
+
+
+def _present(columns: UserColumns, schema: pa.Schema, path: str) -> UserColumns:
+    """Drop the provider column where the file has none; every other column must be there, once."""
+    provider = columns.provider_history
+    if provider is not None and provider not in schema.names:
+        columns = UserColumns(columns.user_id, columns.item_history, None, columns.candidates)
+    for name in columns.names:
+        if schema.names.count(name) != 1:
+            found = f"is there {schema.names.count(name)} times" if name in schema.names else "is missing"
+            raise DataError(f"{path}: column {name} {found}, found {schema.names}; name another column by its option")
+    return columns
+
+
+def _selected(schema: pa.Schema, columns: UserColumns, path: str) -> pa.Schema:
+    """Types of the columns that are read. A string view becomes a string: few Arrow functions take views."""
+    names = columns.names
+    if len(set(names)) != len(names):
+        raise DataError(f"{path}: one column is named for two purposes: {names}; name each its own")
+    return pa.schema([(name, _without_views(schema.field(name).type)) for name in names])
+
+
+def _without_views(arrow_type: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(arrow_type):
+        return pa.large_string()
+    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
+        return pa.large_list(pa.large_string()) if pa.types.is_string_view(arrow_type.value_type) else arrow_type
+    return arrow_type
+
+
+def _types(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)

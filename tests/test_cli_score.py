@@ -1,0 +1,212 @@
+"""`ipsrec score`: what it prints, and what it refuses with one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from model_files import TinyModel, write_model_file
+from test_onnx_scoring import expect_naive, random_users
+
+from ipsrec_cli.main import main
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> TinyModel:
+    return write_model_file(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def users(tmp_path: Path, model: TinyModel, rng: np.random.Generator) -> pa.Table:
+    users = random_users(model, rng, 60)
+    pq.write_table(users, tmp_path / "users.parquet")
+    return users
+
+
+def run(*arguments: str | Path) -> int:
+    """Run the command line and give its exit code."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_score_writes_candidates_and_says_so(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ("--model", model.path, "--input", tmp_path / "users.parquet", "--output", tmp_path / "o.parquet")
+    assert run("score", *paths, "--top-k", "8", "--max-per-provider", "2", "--candidates-column", "choice") == 0
+    out, err = capsys.readouterr()
+    assert "users written" in out and "60" in out
+    assert "60 of 60 users" in err
+    expect_naive(model, users, tmp_path / "o.parquet", top_k=8, max_per_provider=2, candidates_column="choice")
+
+
+def test_score_gives_json_alone_on_stdout_and_is_silent_when_quiet(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ("--model", model.path, "--input", tmp_path / "users.parquet", "--output", tmp_path / "o.parquet")
+    assert run("score", *paths, "--json", "--quiet", "--bad-rows", "divert", "--layout", "long", "--threads", "1") == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert err == ""
+    assert (report["rows_in"], report["rows_out"], report["rows_diverted"]) == (60, 60, 0)
+    assert pq.read_table(report["bad_rows"]).num_rows == 0
+
+
+Prepare = Callable[[Path, TinyModel], list[str]]
+
+
+def with_users(**columns: pa.Array | list[object]) -> Prepare:
+    """Write users of these columns."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        pq.write_table(pa.table(dict(columns)), folder / "users.parquet")
+        return []
+
+    return prepare
+
+
+def with_bytes(change: Callable[[bytes], bytes], name: str = "users.parquet") -> Prepare:
+    """Break a good file."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+        return []
+
+    return prepare
+
+
+def with_model(**changed: str) -> Prepare:
+    """Change the metadata of the model file."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        write_model_file(model.path, changed_properties={f"ipsrec.{name}": value for name, value in changed.items()})
+        return []
+
+    return prepare
+
+
+def with_file(name: str, text: str, *options: str) -> Prepare:
+    """Write one more file, and name it in the options."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        (folder / name).write_text(text, encoding="utf-8")
+        return [option.replace("{folder}", str(folder)) for option in options]
+
+    return prepare
+
+
+def with_options(*options: str) -> Prepare:
+    return lambda folder, model: [option.replace("{folder}", str(folder)) for option in options]
+
+
+REFUSALS: dict[str, tuple[Prepare, str]] = {
+    "missing column": (
+        with_users(user_id=[1], items=[[1]]),
+        "users.parquet: column item_history is missing, found ['user_id', 'items']",
+    ),
+    "column twice": (with_options("--user-column", "item_history"), "one column is named for two purposes"),
+    "no lists": (with_users(user_id=[1], item_history=[1]), "column item_history: found type int64, expected a list"),
+    "lists of floats": (with_users(user_id=[1], item_history=[[1.5]]), "ids of type double, expected an integer or"),
+    "ids of the wrong kind": (
+        with_users(user_id=[1], item_history=[["a"]]),
+        "found ids of type string, expected int64",
+    ),
+    "id too large": (
+        with_users(user_id=[1], item_history=pa.array([[2**64 - 1]], pa.list_(pa.uint64()))),
+        "row group 0, column item_history: an id does not fit into int64",
+    ),
+    "uneven lists": (
+        with_users(user_id=[1, 2], item_history=[[1], [1, 2]], provider_history=[[1], [1]]),
+        "row group 0, row 1: item_history and provider_history are of different lengths",
+    ),
+    "null user": (with_users(user_id=[1, None], item_history=[[1], [2]]), "row group 0, row 1: user_id is null"),
+    "null list": (with_users(user_id=[1, 2], item_history=[[1], None]), "row group 0, row 1: item_history is null"),
+    "null item": (with_users(user_id=[1], item_history=[[1, None]]), "row group 0, row 0: item_history holds a null"),
+    "unknown item": (with_options("--unknown-items", "error"), "is not in the model's catalog"),
+    "cold user": (with_options("--cold-users", "error"), "has no item that the model knows"),
+    "empty file": (
+        with_bytes(lambda _: b""),
+        "users.parquet: cannot be read as Parquet (Parquet file size is 0 bytes)",
+    ),
+    "truncated file": (with_bytes(lambda data: data[:-200]), "users.parquet: cannot be read as Parquet"),
+    "broken pages": (with_bytes(lambda data: data[:4] + bytes(300) + data[304:]), "row group 0: cannot be read"),
+    "no such input": (
+        with_options("--input", "{folder}/none.parquet"),
+        "none.parquet: there is no such file or folder",
+    ),
+    "unknown URI": (with_options("--input", "gopher://x/y"), "input gopher://x/y: cannot be opened"),
+    "no such model": (with_options("--model", "{folder}/none.onnx"), "none.onnx: there is no such file"),
+    "no model": (with_options("--model", "{folder}/users.parquet"), "users.parquet is no ONNX model"),
+    "newer model": (with_model(format_version="2"), "format version 2, this ipsrec-onnx reads up to 1; upgrade"),
+    "gate not passed": (with_model(gate='{"passed": false}'), "did not pass the gate"),
+    "broken catalog": (with_model(catalog="AAAA"), "its metadata is broken"),
+    "no such folder": (with_options("--output", "{folder}/none/o.parquet"), "none is not there; make the folder first"),
+    # Not even root may make a file there.
+    "unwritable folder": (with_options("--output", "/sys/o.parquet"), "cannot be written"),
+    "existing output": (with_file("o.parquet", "mine"), "o.parquet exists already; choose another name, or replace"),
+    "existing dead letters": (
+        with_file("o.parquet.bad_rows.parquet", "mine", "--bad-rows", "divert"),
+        "o.parquet.bad_rows.parquet exists already",
+    ),
+    "output is the input": (
+        with_options("--output", "{folder}/users.parquet", "--overwrite"),
+        "users.parquet is one of the input's files",
+    ),
+    "output is a folder": (with_options("--output", "{folder}", "--overwrite"), "is a folder, expected the name of a"),
+    "no such allow list": (
+        with_options("--allow-items", "{folder}/none.txt"),
+        "item list {folder}/none.txt: cannot be",
+    ),
+    "allow list of strangers": (with_file("a.txt", "-1\n-2", "--allow-items", "{folder}/a.txt"), "none of its 2 ids"),
+    "deny list of words": (
+        with_file("d.txt", "12\napple", "--deny-items", "{folder}/d.txt"),
+        "d.txt, line 2: 'apple' is no int64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_is_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    prepare, message = REFUSALS[case]
+    arguments: dict[str, str] = {
+        "--model": str(model.path),
+        "--input": str(tmp_path / "users.parquet"),
+        "--output": str(tmp_path / "o.parquet"),
+    }
+    more = prepare(tmp_path, model)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run("score", *(part for pair in arguments.items() for part in pair), "--quiet", *more) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ipsrec: ") and err.count("\n") == 1
+    assert message.replace("{folder}", str(tmp_path)) in err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_cuda_is_never_a_quiet_fall_to_cpu(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    before = sorted(tmp_path.iterdir())
+    paths = ("--model", model.path, "--input", tmp_path / "users.parquet", "--output", tmp_path / "o.parquet")
+    assert run("score", *paths, "--device", "cuda") == 1
+    err = capsys.readouterr().err
+    assert "CUDAExecutionProvider is not in this onnxruntime" in err and "CPUExecutionProvider" in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_wrong_option_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("score", "--top-k", "0") == 2
