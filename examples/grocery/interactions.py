@@ -6,7 +6,7 @@ writes to the folder:
 
     interactions.parquet    user_id (household), item_id (product), provider_id (manufacturer), timestamp
     households.parquet      a users file: every household with its whole history, oldest first
-    products.parquet        item_id, manufacturer_id, department and description, for show_candidates.py
+    products.parquet        item_id, manufacturer_id, brand, category, description and size, for show_candidates.py
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def main() -> None:
 
 
 def read_products(table: pd.DataFrame) -> pl.DataFrame:
-    """One row a product: item_id, manufacturer_id, brand, department, description."""
+    """One row a product: item_id, manufacturer_id, brand, category, description, size."""
     products = pl.from_pandas(table)
     kind, category = pl.col("product_type"), pl.col("product_category")
     return products.filter(~pl.col("department").is_in(NOT_PRODUCTS)).select(
         pl.col("product_id").alias("item_id"),
         "manufacturer_id",
         "brand",
-        pl.col("department").str.to_lowercase(),
+        category.str.to_lowercase().fill_null("").alias("category"),
         pl.coalesce(kind, category, pl.lit("no description")).str.to_lowercase().alias("description"),
         pl.col("package_size").str.to_lowercase().fill_null("").alias("size"),
     )

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def describe(item_ids: list[int], products: pl.DataFrame) -> pl.DataFrame:
-    """One row an item, in order: what it is, its department, brand and manufacturer."""
+    """One row an item, in order: what it is, its category, brand and manufacturer."""
     items = pl.DataFrame({"item_id": item_ids}, schema={"item_id": pl.Int64})
     what = pl.concat_str(pl.col("description"), pl.col("size"), separator=" ").str.strip_chars()
     return items.join(products, on="item_id", how="left", maintain_order="left").with_columns(what.alias("what"))
@@ -41,12 +41,12 @@ def describe(item_ids: list[int], products: pl.DataFrame) -> pl.DataFrame:
 
 def as_table(item_ids: list[int], scores: list[float], products: pl.DataFrame) -> Table:
     """Candidates as a table."""
-    table = Table("rank", "product", "department", "brand", "manufacturer", "score")
+    table = Table("rank", "product", "category", "brand", "manufacturer", "score")
     for rank, item in enumerate(describe(item_ids, products).iter_rows(named=True), start=1):
         table.add_row(
             str(rank),
             item["what"],
-            item["department"],
+            item["category"],
             item["brand"].lower(),
             str(item["manufacturer_id"]),
             f"{scores[rank - 1]:.3f}",
