@@ -9,6 +9,9 @@ DEMO_BIN := .venv-demo/bin
 TEST_BIN := .venv-test/bin
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 IPSREC := $(DEMO_BIN)/ipsrec
+# Numba's cache does not see that a kernel calls one that has changed: each state of the kernels gets a cache of its own.
+KERNELS := $(shell cat kernels/ipsrec_kernels/*.py | cksum | cut -d ' ' -f 1)
+export NUMBA_CACHE_DIR = $(CURDIR)/.numba_cache/$(KERNELS)
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
@@ -35,7 +38,7 @@ lint: $(TEST_BIN)/.installed
 	PYTHONPATH=.:kernels:train:export:cli $(TEST_BIN)/lint-imports
 
 clean:
-	rm -rf $(DEMO) .venv-demo .venv-test
+	rm -rf $(DEMO) .venv-demo .venv-test .numba_cache
 
 # A stamp is newer than what it was made from, so that a second run installs nothing.
 $(DEMO_BIN)/.installed: pyproject.toml constraints.txt
