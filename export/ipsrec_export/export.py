@@ -60,6 +60,7 @@ def export(
         ModelFileError: the gate is not passed; nothing is written.
     """
     target = refuse_existing(output, overwrite=overwrite)
+    refuse_existing(_data_file(target), overwrite=overwrite)
     run = open_run(checkpoint)
     model, catalog = load_model(run)
     validation = _validation_histories(run, dataset)

@@ -25,6 +25,7 @@ from ipsrec_train.model import Model
 BATCH_SIZES = (1, 2, 7, 64)
 TOP_K = 100
 VALIDATION_USERS = 2048
+VALIDATION_BATCH = 256
 
 # One user's vector may differ by this share of its largest element; float32 rounding through a few layers gives 1e-6.
 MAX_EMBEDDING_ERROR = 1e-4
@@ -180,6 +181,8 @@ class _Comparison:
     ) -> tuple[float, float]:
         """Embedding error and list overlap of one batch."""
         expected, found = self._both(items, providers, lengths)
+        if not np.isfinite(found).all():  # no list can be made of them
+            return float("inf"), 0.0
         return _error(expected, found), _overlap(self._lists(expected), self._lists(found))
 
     def validate(self, histories: Histories) -> _Validated:
@@ -192,13 +195,13 @@ class _Comparison:
             histories.values, histories.offsets, users, bucket_len=max_len, batch_size=len(users)
         )
         providers = self.model.item_provider.numpy().astype(np.int32)[items]
-        expected, found = self._both(items, providers, lengths)
+        expected, found = self._both_in_batches(items, providers, lengths)
         real = np.arange(max_len)[None, :] < lengths[:, None]
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         history = History(items=items[real], providers=providers[real], offsets=offsets)
-        terms = history_terms(self.model)
-        before, after = self._lists(expected, history, terms), self._lists(found, history, terms)
-        targets = histories.targets[users]
+        terms, targets = history_terms(self.model), histories.targets[users]
+        before = self._lists(expected, history, terms)
+        after = self._lists(found, history, terms) if np.isfinite(found).all() else np.zeros_like(before)
         return _Validated(
             users=len(users),
             embedding_error=_error(expected, found),
@@ -214,6 +217,17 @@ class _Comparison:
         with torch.no_grad():
             expected = self.model(*(torch.from_numpy(array) for array in (items, providers, lengths))).numpy()
         return expected, self.encode(items, providers, lengths)
+
+    def _both_in_batches(
+        self, items: npt.NDArray[np.int32], providers: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The same for many users, without the attention of all of them in memory at once."""
+        parts = [
+            self._both(items[first:stop], providers[first:stop], lengths[first:stop])
+            for first, stop in ((first, first + VALIDATION_BATCH) for first in range(0, len(items), VALIDATION_BATCH))
+        ]
+        expected, found = zip(*parts, strict=True)
+        return np.concatenate(expected), np.concatenate(found)
 
     def _lists(
         self,

@@ -51,6 +51,9 @@ def read_config(path: Path | None, *, model: str | None, variant: str | None, ch
     unknown = sorted(set(read) - {"model", "variant", "settings", "training"})
     if unknown:
         raise DataError(f"{path}: unknown name {unknown[0]!r}, expected model, variant, [settings] and [training]")
+    for part in ("settings", "training"):
+        if not isinstance(read.get(part, {}), dict):
+            raise DataError(f"{path}: {part} is {read[part]!r}, expected a table [{part}] of names and values")
     chosen = variant or read.get("variant", "recommended")
     if chosen not in VARIANTS:
         raise DataError(f"{path}: variant {chosen!r}, expected one of {', '.join(VARIANTS)}")
@@ -60,14 +63,24 @@ def read_config(path: Path | None, *, model: str | None, variant: str | None, ch
     if wrong:
         raise DataError(f"{path}: unknown name {wrong[0]!r} in [training], expected {', '.join(sorted(of_training))}")
     settings = {**read.get("settings", {}), **_given(changes, set(changes) - of_training)}
-    try:
-        return Config(
-            model=model or read.get("model", "ipsrec-c"),
-            settings=settings_for(chosen, settings),
-            training=TrainingSettings(**training),
-        )
-    except TypeError as error:
-        raise DataError(f"{path or 'settings'}: a value is of the wrong type: {error}") from error
+    for holder, values in ((IPSRecSettings, settings), (TrainingSettings, training)):
+        _refuse_other_types(holder, values, where=path)
+    return Config(
+        model=model or read.get("model", "ipsrec-c"),
+        settings=settings_for(chosen, settings),
+        training=TrainingSettings(**training),
+    )
+
+
+def _refuse_other_types(holder: type[IPSRecSettings | TrainingSettings], values: dict[str, Any], *, where: Any) -> None:
+    """A value has the type of its default; a whole number may stand where a fraction may."""
+    for field in dataclasses.fields(holder):
+        wanted, value = type(field.default), values.get(field.name, field.default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise DataError(
+                f"{where or 'settings'}: a value is of the wrong type: {field.name} is {value!r}, "
+                f"expected {wanted.__name__}"
+            )
 
 
 def _given(changes: dict[str, Any], names: set[str]) -> dict[str, Any]:

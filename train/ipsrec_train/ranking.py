@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ipsrec_kernels.pack import pack_histories
+from ipsrec_onnx.errors import DataError
 from ipsrec_train.batches import Histories
 from ipsrec_train.history_terms import HistoryEntries, HistoryScores
 from ipsrec_train.model import Model
@@ -26,6 +27,9 @@ def rank_targets(model: Model, histories: Histories, *, device: torch.device) ->
 
     Returns:
         (U,) int64, 1 is best; 0 for a user without any item before the target.
+
+    Raises:
+        DataError: a target's score is no finite number.
     """
     training = model.training
     model.eval()
@@ -38,6 +42,8 @@ def rank_targets(model: Model, histories: Histories, *, device: torch.device) ->
         users = by_length[first : first + BATCH_SIZE]
         scores = score_batch(model, table, histories, users, device=device)  # (B, num_items)
         target = torch.from_numpy(histories.targets[users].astype(np.int64) - 1).to(device).unsqueeze(1)
+        if not torch.isfinite(scores.gather(1, target)).all():  # no score is above NaN: it would be ranked first
+            raise DataError("training: a validation score is NaN or infinite; try a smaller --learning-rate")
         ranks[users] = rank_of(scores, target).cpu().numpy()
     model.train(training)
     return ranks

@@ -57,15 +57,24 @@ def open_run(path: str | Path) -> Run:
     """Open the folder that training wrote.
 
     Raises:
-        DataError: the folder is no run, or no epoch of it is complete.
+        DataError: the folder is no run, no epoch of it is complete, or a file of it is broken.
     """
     folder = Path(path)
     for name in (RUN_FILE, METRICS_FILE, MODEL_FILE):
         if not (folder / name).is_file():
             raise DataError(f"{folder} is no finished training run: it has no {name}; make one with `ipsrec train`")
     info = read_run_info(folder)
-    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    return Run(path=folder, info=info, metrics=[json.loads(line) for line in lines])
+    missing = [name for name in ("model", "settings", "training", "dataset", "versions") if name not in info]
+    if missing:
+        raise DataError(f"{folder / RUN_FILE} lacks {missing[0]}, so it is broken; train it again")
+    try:
+        lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        metrics = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / METRICS_FILE} cannot be read: {error}; train it again") from error
+    if not metrics:
+        raise DataError(f"{folder / METRICS_FILE} has no line, expected one an epoch; train it again")
+    return Run(path=folder, info=info, metrics=metrics)
 
 
 def read_run_info(folder: Path) -> dict[str, Any]:
@@ -81,8 +90,9 @@ def load_catalog(folder: Path) -> Catalog:
     """Read the catalog that lies in a run folder."""
     try:
         return catalog_from_tables(pq.read_table(folder / CATALOG_FILE), pq.read_table(folder / PROVIDERS_FILE))
-    except OSError as error:
-        raise DataError(f"{folder}: the run's catalog cannot be read: {error}") from error
+    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
+        first = str(error).splitlines()[0]
+        raise DataError(f"{folder}: the run's catalog cannot be read: {first}; train it again") from error
 
 
 def load_model(run: Run) -> tuple[Model, Catalog]:
@@ -117,15 +127,23 @@ def load_weights(model: Model, path: Path) -> None:
 
 
 def start_run(folder: Path, info: dict[str, Any], catalog: Catalog) -> None:
-    """Make a run folder and write what is known at the start."""
+    """Make a run folder and write what is known at the start; an old run in it is removed.
+
+    Raises:
+        DataError: something else than a run lies there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"output {folder} is a file, expected the name of a folder; choose another name")
+    if folder.is_dir() and not (folder / RUN_FILE).is_file() and any(folder.iterdir()):
+        raise DataError(f"output {folder}: the folder there has no {RUN_FILE}, so it is no run; choose another name")
     folder.mkdir(exist_ok=True)
     for name in (MODEL_FILE, METRICS_FILE, RESUME_FILE):
         (folder / name).unlink(missing_ok=True)
+    with atomic_file(folder / RUN_FILE, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     for name, table in zip((CATALOG_FILE, PROVIDERS_FILE), catalog_to_table(catalog), strict=True):
         with atomic_file(folder / name, overwrite=True) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    with atomic_file(folder / RUN_FILE, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
 
 def save_model(folder: Path, model: Model) -> None:
@@ -173,7 +191,7 @@ def load_progress(folder: Path, model: Model, optimizer: torch.optim.Optimizer) 
             progress = Progress(**json.loads(opened.metadata()["progress"]))
         tensors = load_file(path)
         model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path}: training cannot go on from here: {first}; start again with --overwrite") from error
     state: dict[int, dict[str, Tensor]] = {}

@@ -60,10 +60,14 @@ class IPSRecSettings:
             raise DataError(f"settings: dim {self.dim} does not split into {self.num_heads} heads; change one of them")
         if not 0 <= self.dropout < 1:
             raise DataError(f"settings: dropout is {self.dropout}, expected 0 <= dropout < 1")
+        if self.initializer_std <= 0 or self.layer_norm_eps <= 0:
+            raise DataError("settings: initializer_std and layer_norm_eps must be above 0")
         if self.contrastive_weight < 0 or self.temperature <= 0:
             raise DataError("settings: contrastive_weight must be 0 or more and temperature above 0")
         if self.variant not in VARIANTS:
             raise DataError(f"settings: variant {self.variant!r}, expected one of {', '.join(VARIANTS)}")
+        if self.co_attention not in ("queries", "keys_values"):
+            raise DataError(f"settings: co_attention {self.co_attention!r}, expected queries or keys_values")
 
 
 VARIANT_DEFAULTS: dict[Variant, dict[str, Any]] = {
@@ -83,7 +87,7 @@ def settings_for(variant: Variant, changes: dict[str, Any]) -> IPSRecSettings:
     Raises:
         DataError: an unknown name, or a value that makes no sense.
     """
-    known = {field.name for field in dataclasses.fields(IPSRecSettings)}
+    known = {field.name for field in dataclasses.fields(IPSRecSettings)} - {"variant"}
     unknown = sorted(set(changes) - known)
     if unknown:
         raise DataError(f"settings: unknown name {unknown[0]!r}, expected one of {', '.join(sorted(known))}")

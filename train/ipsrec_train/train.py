@@ -61,6 +61,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.epochs, self.patience) < 1 or self.learning_rate <= 0:
             raise DataError("settings: batch_size, epochs and patience must be 1 or more, learning_rate above 0")
+        if self.seed < 0:
+            raise DataError(f"settings: seed is {self.seed}, expected 0 or more")
         if self.stop_metric not in ("ndcg@10", "mrr@10"):
             raise DataError(f"settings: stop_metric {self.stop_metric!r}, expected ndcg@10 or mrr@10")
 

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_data import make_dataset
+
+from ipsrec_cli.main import main
+
+SMALL = ["--max-len", 10, "--dim", 16, "--num-layers", 1, "--inner-dim", 32, "--dropout", 0.2]
+SMALL += ["--batch-size", 64, "--learning-rate", 0.01, "--threads", 1]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"), np.random.default_rng(2))
+
+
+def ipsrec(*arguments: object) -> int:
+    """Run the command line; its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+        raise SystemExit(0)
+    return int(stop.value.code or 0)
+
+
+def train(dataset, output, *options, epochs=2):
+    return ipsrec("train", "--dataset", dataset, "--output", output, *SMALL, "--epochs", epochs, *options)
+
+
+def run_info(output):
+    return json.loads((output / "run.json").read_text())
+
+
+def test_summary_is_on_stdout_and_progress_on_stderr(dataset, tmp_path, capfd):
+    assert train(dataset, tmp_path / "run") == 0
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{tmp_path / 'run'}: ipsrec-c (recommended), best of 2 epochs is ")
+    assert "validation NDCG@10 0." in out
+    assert out.count("\n") == 1
+    assert [line.split(":")[0] for line in err.splitlines()] == ["epoch 1", "epoch 2"]
+
+
+def test_json_is_one_object_and_quiet_is_quiet(dataset, tmp_path, capfd):
+    assert train(dataset, tmp_path / "run", "--json", "--quiet", "--model", "ipsrec-s", "--variant", "paper") == 0
+    out, err = capfd.readouterr()
+    report = json.loads(out)
+    assert set(report) == {"output", "model", "settings", "best"}
+    assert (report["output"], report["model"]) == (str(tmp_path / "run"), "ipsrec-s")
+    assert report["settings"]["variant"] == "paper"
+    assert report["best"]["epoch"] in (1, 2)
+    assert err == ""
+
+
+def test_every_option_reaches_the_run(dataset, tmp_path, capfd):
+    options = {
+        "--num-heads": 4,
+        "--contrastive-weight": 0.3,
+        "--temperature": 0.7,
+        "--co-attention": "keys_values",
+        "--patience": 3,
+        "--stop-metric": "mrr@10",
+        "--seed": 11,
+    }
+    flat = [part for pair in options.items() for part in pair]
+    assert train(dataset, tmp_path / "run", *flat, "--variant", "released", epochs=1) == 0
+    info = run_info(tmp_path / "run")
+    expected = {
+        "variant": "released",
+        "max_len": 10,
+        "dim": 16,
+        "num_layers": 1,
+        "num_heads": 4,
+        "inner_dim": 32,
+        "dropout": 0.2,
+        "contrastive_weight": 0.3,
+        "temperature": 0.7,
+        "co_attention": "keys_values",
+        "history_terms": False,
+    }
+    assert {name: info["settings"][name] for name in expected} == expected
+    assert info["training"] == {
+        "batch_size": 64,
+        "learning_rate": 0.01,
+        "epochs": 1,
+        "patience": 3,
+        "stop_metric": "mrr@10",
+        "seed": 11,
+    }
+
+
+def test_options_win_over_the_config_file(dataset, tmp_path, capfd):
+    config = tmp_path / "config.toml"
+    config.write_text(
+        'model = "ipsrec-s"\nvariant = "paper"\n[settings]\ndim = 32\nnum_heads = 4\n[training]\nepochs = 1\nseed = 5\n'
+    )
+    command = ["train", "--dataset", dataset, "--output", tmp_path / "run", "--config", config, "--quiet"]
+    assert ipsrec(*command, *SMALL) == 0
+    info = run_info(tmp_path / "run")
+    assert info["model"] == "ipsrec-s"
+    assert (info["settings"]["dim"], info["settings"]["num_heads"], info["settings"]["variant"]) == (16, 4, "paper")
+    assert (info["training"]["epochs"], info["training"]["seed"]) == (1, 5)
+
+
+def test_resume_gives_the_same_weights_as_one_go(dataset, tmp_path, capfd):
+    assert train(dataset, tmp_path / "straight", epochs=3) == 0
+    assert train(dataset, tmp_path / "run", epochs=1) == 0
+    capfd.readouterr()
+    assert train(dataset, tmp_path / "run", "--resume", epochs=3) == 0
+    _, err = capfd.readouterr()
+    assert err.splitlines()[0] == "going on after epoch 1"
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("straight", "run")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_refusals_are_one_line_and_exit_code_1(dataset, tmp_path, capfd):
+    assert train(dataset, tmp_path / "run", epochs=1) == 0
+    for options, words in (
+        ([], "--overwrite"),
+        (["--resume", "--seed", 3], "the run to resume has seed 0, now it is 3"),
+        (["--overwrite", "--dim", 15], "dim 15 does not split into 2 heads"),
+        (["--overwrite", "--seed", -1], "seed is -1"),
+        (["--overwrite", "--learning-rate", 0], "learning_rate above 0"),
+    ):
+        capfd.readouterr()
+        assert train(dataset, tmp_path / "run", *options, epochs=1) == 1
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("ipsrec: ")
+        assert err.count("\n") == 1
+        assert words in err
+    assert train(dataset, tmp_path / "run", "--overwrite", epochs=1) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_is_refused_where_it_is_not(dataset, tmp_path, capfd):
+    assert train(dataset, tmp_path / "run", "--device", "cuda") == 1
+    assert "use --device cpu" in capfd.readouterr().err
+
+
+def test_wrong_usage_is_exit_code_2(dataset, tmp_path, capfd):
+    assert ipsrec("train", "--dataset", dataset) == 2
+    for wrong in (
+        ["--model", "sasrec"],
+        ["--variant", "published"],
+        ["--dim", "wide"],
+        ["--threads", 0],
+        ["--resume", "--overwrite"],
+        ["--config", tmp_path / "absent.toml"],
+    ):
+        assert train(dataset, tmp_path / "run", *wrong) == 2
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from naive_training import NaiveModel
+from training_data import MAX_LEN, build_graph_once, make_dataset, make_run
+
+from ipsrec_export import export as module
+from ipsrec_export.export import export
+from ipsrec_onnx.catalog import catalog_to_table, table_from_text
+from ipsrec_onnx.dataset import open_dataset
+from ipsrec_onnx.errors import DataError, ModelFileError
+from ipsrec_onnx.model_file import open_model_file
+from ipsrec_train.batches import load_histories
+from ipsrec_train.run import load_model, open_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The run folder that every test here exports."""
+    return make_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(autouse=True)
+def one_graph(monkeypatch):
+    """The graph of the run is built once; all else is done at each export."""
+    monkeypatch.setattr(module, "build_graph", build_graph_once)
+
+
+@pytest.fixture
+def in_two_files(monkeypatch):
+    """As if a protobuf held nothing at all."""
+    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def users_of(path, trained):
+    """user_embedding of some validation users by the model file, and by the float64 twin of the trained model."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    model, _ = load_model(open_run(trained))
+    histories = load_histories(open_dataset(trained.parent / "dataset"), "valid")
+    twin, found, expected = NaiveModel(model), [], []
+    for user in range(8):
+        items = histories.values[histories.offsets[user] : histories.offsets[user + 1]][-MAX_LEN:]
+        providers = model.item_provider.numpy()[items]
+        feed = {
+            "item_history": items[None],
+            "provider_history": providers[None].astype(np.int32),
+            "lengths": np.array([len(items)], np.int32),
+        }
+        found.append(session.run(["user_embedding"], feed)[0][0])
+        expected.append(twin.user(items.tolist(), providers.tolist()))
+    return np.array(found), np.array(expected)
+
+
+def assert_scores_as_trained(path, trained):
+    found, expected = users_of(path, trained)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_file_has_everything_that_scoring_needs(trained, tmp_path):
+    report = export(trained, tmp_path / "model.onnx")
+    assert names(tmp_path) == ["model.onnx"]
+    assert report.output == tmp_path / "model.onnx"
+    assert report.bytes_written == (tmp_path / "model.onnx").stat().st_size
+    assert report.gate.passed
+    opened = open_model_file(tmp_path / "model.onnx")
+    run = open_run(trained)
+    model, catalog = load_model(run)
+    assert opened.model == "ipsrec-c"
+    assert opened.settings == run.info["settings"]
+    assert opened.max_len == MAX_LEN
+    np.testing.assert_array_equal(opened.item_embeddings, model.item_embeddings().detach().numpy())
+    for found, expected in zip(catalog_to_table(opened.catalog), catalog_to_table(catalog), strict=True):
+        assert found.equals(expected)
+    terms = model.history_terms
+    np.testing.assert_array_equal(opened.history_terms.provider, terms.provider_weights().detach().numpy())
+    np.testing.assert_array_equal(opened.history_terms.item, terms.item_weights().detach().numpy())
+    assert opened.gate == json.loads(json.dumps(report.gate.as_metadata()))
+    assert opened.training["dataset_fingerprint"] == open_dataset(trained.parent / "dataset").fingerprint
+    assert opened.training["best"] == run.best
+    assert opened.training["epochs_trained"] == len(run.metrics)
+    assert opened.training["seed"] == run.info["training"]["seed"]
+    assert opened.training["versions"]["torch"] == torch.__version__
+    assert opened.training["versions"]["onnx"] == onnx.__version__
+    assert_scores_as_trained(tmp_path / "model.onnx", trained)
+
+
+def test_plain_onnxruntime_can_read_the_metadata(trained, tmp_path):
+    export(trained, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    texts = session.get_modelmeta().custom_metadata_map
+    parts = ("format_version", "model", "settings", "catalog", "providers", "history_terms", "training", "gate")
+    assert set(texts) == {f"ipsrec.{part}" for part in parts}
+    assert texts["ipsrec.format_version"] == "1"
+    assert json.loads(texts["ipsrec.settings"])["max_len"] == MAX_LEN
+    assert json.loads(texts["ipsrec.gate"])["passed"] is True
+    assert len(json.loads(texts["ipsrec.history_terms"])["provider"]) == MAX_LEN
+    assert table_from_text(texts["ipsrec.catalog"]).column_names == ["item_id", "provider_index", "popularity"]
+
+
+def test_the_gate_saw_the_validation_users_of_the_dataset(trained, tmp_path):
+    report = export(trained, tmp_path / "model.onnx")
+    assert report.gate.validation_users == len(load_histories(open_dataset(trained.parent / "dataset"), "valid"))
+    assert report.gate.ndcg_pytorch == pytest.approx(open_run(trained).best["ndcg@10"], rel=1e-9)
+
+
+def test_a_file_moved_alone_to_another_folder_opens(trained, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "moved").mkdir()
+    export(trained, tmp_path / "made" / "model.onnx")
+    moved = shutil.move(tmp_path / "made" / "model.onnx", tmp_path / "moved" / "other name.onnx")
+    shutil.rmtree(tmp_path / "made")
+    assert open_model_file(moved).dim == 8
+    assert_scores_as_trained(moved, trained)
+
+
+def test_a_large_model_has_its_weights_beside_it_and_both_move_together(trained, tmp_path, in_two_files):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "moved").mkdir()
+    report = export(trained, tmp_path / "made" / "model.onnx")
+    assert names(tmp_path / "made") == ["model.onnx", "model.onnx.data"]
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "made").iterdir()}
+    assert report.bytes_written == sum(sizes.values())
+    model, _ = load_model(open_run(trained))
+    assert sizes["model.onnx.data"] >= 4 * model.items.weight.numel()
+    for name in sizes:
+        shutil.move(tmp_path / "made" / name, tmp_path / "moved" / name)
+    shutil.rmtree(tmp_path / "made")
+    opened = open_model_file(tmp_path / "moved" / "model.onnx")
+    np.testing.assert_array_equal(opened.item_embeddings, model.item_embeddings().detach().numpy())
+    assert_scores_as_trained(tmp_path / "moved" / "model.onnx", trained)
+    (tmp_path / "moved" / "model.onnx.data").unlink()
+    with pytest.raises(ModelFileError):
+        open_model_file(tmp_path / "moved" / "model.onnx")
+
+
+def test_one_file_and_two_hold_the_same_model(trained, tmp_path, monkeypatch):
+    export(trained, tmp_path / "one.onnx")
+    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+    export(trained, tmp_path / "two.onnx")
+    found = [users_of(tmp_path / f"{name}.onnx", trained)[0] for name in ("one", "two")]
+    np.testing.assert_array_equal(*found)
+
+
+def test_overwriting_a_large_model_with_a_small_one_leaves_no_old_weights(trained, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+        export(trained, tmp_path / "model.onnx")
+    export(trained, tmp_path / "model.onnx", overwrite=True)
+    assert names(tmp_path) == ["model.onnx"]
+    assert_scores_as_trained(tmp_path / "model.onnx", trained)
+
+
+def test_an_existing_output_is_refused_without_overwrite(trained, tmp_path):
+    (tmp_path / "model.onnx").write_text("precious")
+    with pytest.raises(DataError, match=r"model.onnx exists already; .* --overwrite"):
+        export(trained, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_text() == "precious"
+    export(trained, tmp_path / "model.onnx", overwrite=True)
+    assert_scores_as_trained(tmp_path / "model.onnx", trained)
+
+
+@pytest.mark.parametrize("limit", [0, 2**31])
+def test_a_file_that_has_the_name_of_the_weights_is_not_lost_either(trained, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", limit)
+    (tmp_path / "model.onnx.data").write_text("precious")
+    with pytest.raises(DataError, match=r"model.onnx.data exists already"):
+        export(trained, tmp_path / "model.onnx")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model.onnx.data": "precious"}
+
+
+def other_weights(model):
+    """The graph as built, and then the model changes: as an exporter that gets something wrong."""
+    graph = build_graph_once(model)
+    with torch.no_grad():
+        model.encoder.get_parameter("item_fusion.0.output.weight").mul_(1.1)
+    return graph
+
+
+def broken_encoder(change):
+    real = module._encoder
+
+    def open_encoder(path):
+        encode = real(path)
+        return lambda *arrays: change(encode(*arrays))
+
+    return open_encoder
+
+
+def swapped(users):
+    return users[::-1].copy()
+
+
+def not_a_number(users):
+    return users * np.float32("nan")
+
+
+@pytest.mark.parametrize("limit", [0, 2**31])
+@pytest.mark.parametrize(
+    ("name", "replacement"),
+    [
+        ("build_graph", other_weights),
+        ("_encoder", broken_encoder(swapped)),
+        ("_encoder", broken_encoder(not_a_number)),
+    ],
+    ids=["other weights", "users swapped", "NaN"],
+)
+def test_nothing_is_written_where_the_gate_is_not_passed(trained, tmp_path, monkeypatch, name, replacement, limit):
+    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", limit)
+    monkeypatch.setattr(module, name, replacement)
+    (tmp_path / "model.onnx").write_text("the model of yesterday")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    figures = (
+        r"embedding error \S+ \(at most 1e-04\), lowest top-100 overlap [0-9.]+ \(at least 0.999\), NDCG@10 change"
+    )
+    with pytest.raises(ModelFileError, match=figures):
+        export(trained, tmp_path / "model.onnx", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ModelFileError, match=figures):
+        export(trained, tmp_path / "new.onnx")
+    assert names(tmp_path) == ["model.onnx"]
+
+
+def test_an_interrupted_export_leaves_nothing(trained, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_gate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(trained, tmp_path / "model.onnx")
+    assert names(tmp_path) == []
+
+
+def test_a_moved_dataset_is_given_by_its_folder_and_another_is_refused(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    moved = shutil.copytree(trained.parent / "dataset", tmp_path / "moved")
+    info = json.loads((run / "run.json").read_text())
+    info["dataset"]["path"] = str(tmp_path / "absent")
+    (run / "run.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=f"its dataset is no longer at {tmp_path / 'absent'}; say where it is with"):
+        export(run, tmp_path / "model.onnx")
+    other = make_dataset(tmp_path, np.random.default_rng(5))
+    with pytest.raises(DataError, match=r"fingerprint [0-9a-f]{12}, the run .* learned from [0-9a-f]{12}"):
+        export(run, tmp_path / "model.onnx", dataset=other)
+    assert not (tmp_path / "model.onnx").exists()
+    assert export(run, tmp_path / "model.onnx", dataset=moved).gate.passed
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"is no finished training run: it has no run\.json"):
+        export(tmp_path, tmp_path / "model.onnx")

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import naive_training
+import numpy as np
+import pytest
+import torch
+from training_data import ITEMS, MAX_LEN, catalog_providers
+
+from ipsrec_train import losses
+from ipsrec_train.history_terms import HistoryEntries, HistoryTerms
+from ipsrec_train.losses import contrastive_loss, full_softmax_loss
+
+DIM = 6
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+
+
+@pytest.fixture
+def scores_at_once(monkeypatch):
+    def change(scores: int) -> None:
+        monkeypatch.setattr(losses, "SCORES_AT_ONCE", {"cpu": scores})
+
+    return change
+
+
+def entries_of(histories, rng):
+    """The entries of some histories in random columns, with rubbish where there is none."""
+    shape = (len(histories), MAX_LEN + 3)
+    items, ages = rng.integers(0, ITEMS + 1, shape), rng.integers(0, MAX_LEN, shape)
+    real = np.zeros(shape, np.float32)
+    for row, history in enumerate(histories):
+        columns = rng.permutation(shape[1])[: len(history)]
+        items[row, columns], real[row, columns] = history, 1.0
+        ages[row, columns] = range(len(history) - 1, -1, -1)
+    return HistoryEntries(*(torch.from_numpy(array) for array in (items, ages, real)))
+
+
+def random_case(rng, *, targets):
+    """users, table, targets and histories; some repeat an item, one is empty."""
+    histories = [rng.integers(1, ITEMS + 1, length).tolist() for length in rng.integers(1, MAX_LEN + 1, targets)]
+    histories[0] = [7, 7, 3, 7]
+    if targets > 1:
+        histories[1] = []
+    table = rng.normal(0, 1, (ITEMS + 1, DIM)).astype(np.float32)
+    users = rng.normal(0, 1, (targets, DIM)).astype(np.float32)
+    return users, table, rng.integers(1, ITEMS + 1, targets), histories
+
+
+def loss_and_gradients(users, table, targets, *, item_provider, weights=None, entries=None, scale=1.0):
+    users, table = (torch.tensor(array, requires_grad=True) for array in (users, table))
+    a_and_b = None
+    if weights is not None:
+        a_and_b = tuple(torch.tensor(part, dtype=torch.float32, requires_grad=True) for part in weights)
+    loss = full_softmax_loss(
+        users,
+        table,
+        torch.from_numpy(targets),
+        item_provider=torch.from_numpy(item_provider),
+        weights=a_and_b,
+        entries=entries,
+    )
+    (loss * scale).backward()
+    found = {"loss": loss.detach(), "users": users.grad, "table": table.grad}
+    if a_and_b is not None:
+        found |= {"a": a_and_b[0].grad, "b": a_and_b[1].grad}
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+# Chunks of 1, 3, 5 and all 13 targets, the last one shorter in two of them.
+@pytest.mark.parametrize("chunk", [1, 3, 5, 1_000])
+@pytest.mark.parametrize("without_provider", [0, 9])
+def test_loss_and_gradients_equal_the_naive_ones(rng, scores_at_once, chunk, without_provider):
+    scores_at_once(chunk * ITEMS)
+    users, table, targets, histories = random_case(rng, targets=13)
+    item_provider = catalog_providers(without=without_provider)
+    a, b = rng.uniform(0, 2, MAX_LEN), rng.normal(0, 1, MAX_LEN)
+    found = loss_and_gradients(
+        users, table, targets, item_provider=item_provider, weights=(a, b), entries=entries_of(histories, rng)
+    )
+    expected = naive_training.softmax_loss(
+        users.astype(np.float64), table, targets, item_provider=item_provider, a=a, b=b, histories=histories
+    )
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, **CLOSE, err_msg=name)
+
+
+@pytest.mark.parametrize("chunk", [2, 1_000])
+def test_without_history_terms_it_is_cross_entropy(rng, scores_at_once, chunk):
+    scores_at_once(chunk * ITEMS)
+    users, table, targets, _ = random_case(rng, targets=5)
+    found = loss_and_gradients(users, table, targets, item_provider=catalog_providers())
+    expected = naive_training.softmax_loss(users.astype(np.float64), table, targets, item_provider=catalog_providers())
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, **CLOSE, err_msg=name)
+
+
+def test_one_target_and_fewer_scores_at_once_than_items(rng, scores_at_once):
+    scores_at_once(1)
+    users, table, targets, histories = random_case(rng, targets=1)
+    a, b = np.ones(MAX_LEN), np.ones(MAX_LEN)
+    case = {"item_provider": catalog_providers()}
+    found = loss_and_gradients(users, table, targets, **case, weights=(a, b), entries=entries_of(histories, rng))
+    expected = naive_training.softmax_loss(
+        users.astype(np.float64), table, targets, **case, a=a, b=b, histories=histories
+    )
+    np.testing.assert_allclose(found["loss"], expected["loss"], **CLOSE)
+
+
+def test_padding_gets_no_probability_and_no_gradient(rng):
+    users, table, targets, histories = random_case(rng, targets=4)
+    case = {"item_provider": catalog_providers(), "weights": (np.ones(MAX_LEN), np.ones(MAX_LEN))}
+    entries = entries_of(histories, rng)
+    before = loss_and_gradients(users, table, targets, **case, entries=entries)
+    table[0] = 1e6  # would take all probability
+    after = loss_and_gradients(users, table, targets, **case, entries=entries)
+    assert not before["table"][0].any()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_gradients_scale_with_what_the_loss_is_multiplied_by(rng):
+    users, table, targets, histories = random_case(rng, targets=4)
+    case = {"item_provider": catalog_providers(), "weights": (np.ones(MAX_LEN), np.ones(MAX_LEN))}
+    entries = entries_of(histories, rng)
+    once = loss_and_gradients(users, table, targets, **case, entries=entries)
+    thrice = loss_and_gradients(users, table, targets, **case, entries=entries, scale=3.0)
+    for name in ("users", "table", "a", "b"):
+        np.testing.assert_allclose(thrice[name], 3 * once[name], rtol=1e-5, atol=1e-7)
+
+
+def test_large_scores_give_a_finite_loss(rng):
+    users, table, targets, _ = random_case(rng, targets=4)
+    found = loss_and_gradients(100 * users, 100 * table, targets, item_provider=catalog_providers())
+    assert np.isfinite(found["loss"])
+    assert found["loss"] > 100
+
+
+def test_provider_weights_are_never_negative_and_item_weights_may_be():
+    terms = HistoryTerms(4)
+    with torch.no_grad():
+        terms.provider.copy_(torch.tensor([-50.0, -0.1, 0.0, 2.0]))
+        terms.item.copy_(torch.tensor([-0.5, 0.0, 0.5, 1.0]))
+    weights = terms.provider_weights()
+    assert (weights >= 0).all()
+    assert (weights[1:] > weights[:-1]).all()
+    assert terms.item_weights().tolist() == [-10.0, 0.0, 10.0, 20.0]
+    assert len(terms.provider_weights()) == 4
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+@pytest.mark.parametrize("users", [1, 2, 7])
+def test_contrastive_loss_equals_plain_loops(rng, symmetric, temperature, users):
+    item_users, provider_users = rng.normal(0, 1, (2, users, DIM))
+    found = contrastive_loss(
+        torch.from_numpy(item_users), torch.from_numpy(provider_users), temperature=temperature, symmetric=symmetric
+    )
+    expected = naive_training.contrastive_loss(item_users, provider_users, temperature=temperature, symmetric=symmetric)
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_only_the_symmetric_contrastive_loss_is_the_same_with_the_streams_exchanged(rng):
+    views = [torch.from_numpy(view) for view in rng.normal(0, 1, (2, 5, DIM))]
+
+    def both(symmetric: bool) -> list[float]:
+        orders = (views, views[::-1])
+        return [contrastive_loss(*order, temperature=1.0, symmetric=symmetric).item() for order in orders]
+
+    assert both(True)[0] == pytest.approx(both(True)[1], rel=1e-12)
+    assert abs(both(False)[0] - both(False)[1]) > 1e-3
