@@ -37,6 +37,7 @@ def find_bad_rows(
     add(chunk.rows.column(0).is_null().to_numpy(zero_copy_only=False), f"{chunk.rows.schema.names[0]} is null")
     for column, column_lists in lists.items():
         add(column_lists.null_lists, f"{column} is null")
+        add(column_lists.too_large, f"{column} holds an id beyond int64")
         add(column_lists.lists_with_null(), f"{column} holds a null")
     if same_lengths is not None:
         first, second = same_lengths
@@ -68,7 +69,17 @@ def dead_letter_schema(users: Users) -> pa.Schema:
 
 
 def dead_letters(chunk: UserChunk, reason: npt.NDArray[np.int8], reasons: list[str], *, schema: pa.Schema) -> pa.Table:
-    """The malformed rows of a chunk, as dead_letter_schema has them."""
+    """Lay out the malformed rows of a chunk.
+
+    Args:
+        chunk: the rows.
+        reason: (n,) int8, as find_bad_rows gave it.
+        reasons: likewise.
+        schema: as dead_letter_schema made it.
+
+    Returns:
+        A row for each that is not FINE, in their order.
+    """
     rows = np.flatnonzero(reason != FINE)
     words = pa.array(reasons, pa.string())
     columns = [

@@ -55,13 +55,16 @@ def candidate_rows(user_id: pa.Array, ranking: Ranking, item_ids: pa.Array, *, s
         ranking: (n) their lists.
         item_ids: (num_items,) the catalog's ids; row r is item_index r + 1.
         schema: as candidates_schema made it.
+
+    Returns:
+        n rows in the layout "list"; in "long", as many as there are candidates.
     """
     if pa.types.is_dictionary(user_id.type):
         user_id = user_id.dictionary_decode()
-    counts = ranking.counts
-    there = np.arange(ranking.item_index.shape[1]) < counts[:, None]  # (n, top_k)
-    ids = item_ids.take(pa.array(ranking.item_index[there].astype(np.int64) - 1))
-    scores = pa.array(ranking.scores[there])
+    item_index, score, counts = ranking.lists
+    there = np.arange(item_index.shape[1]) < counts[:, None]  # (n, top_k)
+    ids = item_ids.take(pa.array(item_index[there].astype(np.int64) - 1))
+    scores = pa.array(score[there])
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     if "rank" in schema.names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +14,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ipsrec_kernels.padding import PADDING
+from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.dataset import open_dataset, read_histories, split_histories
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.histories import map_histories
-from ipsrec_onnx.id_lists import id_lists
-from ipsrec_onnx.ids import find_ids, id_type, plain_ids
+from ipsrec_onnx.id_lists import IdLists, id_lists, list_id_type
+from ipsrec_onnx.ids import find_ids, plain_ids
 from ipsrec_onnx.metrics import metrics_of_ranks
-from ipsrec_onnx.model_file import ModelFile, open_model_file
+from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.pipeline import map_in_order
 from ipsrec_onnx.progress import show_progress
 from ipsrec_onnx.retrieval import Ranker, build_ranker, rank_users
 from ipsrec_onnx.session import Device
 
-_CHUNK_ROWS = 1024
+_CHUNK_ROWS = 1024  # users of a chunk at most
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,16 @@ def evaluate(
     if not cutoffs or min(cutoffs) < 1:
         raise ValueError(f"cutoffs are {tuple(cutoffs)}, expected one or more, each 1 or more")
     opened = open_dataset(dataset)
-    held_out = split_histories(read_histories(opened), split)
+    histories = read_histories(opened)
     model_file = open_model_file(model, device=device)
-    _refuse_other_kinds(model_file, held_out, where=str(dataset))
+    _refuse_other_kinds(histories.schema, model_file.catalog, where=f"dataset {dataset}")
+    held_out = split_histories(histories, split)
     ranker = build_ranker(model_file, None, top_k=max(cutoffs), keep_seen=not exclude_seen, max_per_provider=None)
     chunks: list[_RankedChunk] = []
     with show_progress(held_out.num_rows, what="users", show=progress) as advance:
-        rank = functools.partial(_rank_targets, ranker=ranker, where=str(dataset))
-        ranked = map_in_order(rank, _slices(held_out), threads=threads or usable_cores())
+        rank = functools.partial(_rank_targets, ranker=ranker, where=f"dataset {dataset}")
+        slices = held_out.to_batches(max_chunksize=ranker.users_at_once(_CHUNK_ROWS))
+        ranked = map_in_order(rank, slices, threads=threads or usable_cores())
         with contextlib.closing(ranked):
             for chunk in ranked:
                 chunks.append(chunk)
@@ -137,32 +141,30 @@ def evaluate(
     )
 
 
-def _slices(held_out: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Cut a table into chunks for the workers."""
-    yield from held_out.to_batches(max_chunksize=_CHUNK_ROWS)
+def _refuse_other_kinds(schema: pa.Schema, catalog: Catalog, *, where: str) -> None:
+    """A dataset with string ids cannot be looked up in a catalog with int64 ids."""
+    for column, ids in (("item_history", catalog.item_ids), ("provider_history", catalog.provider_ids)):
+        list_id_type(schema.field(column).type, kind=ids.type, where=f"{where}, column {column}")
 
 
 def _rank_targets(rows: pa.RecordBatch, *, ranker: Ranker, where: str) -> _RankedChunk:
     """Rank as `ipsrec score` does, and look for each user's held-out item in the list."""
     catalog = ranker.model.catalog
-    items = id_lists(rows["item_history"], kind=catalog.item_ids.type, where=f"{where}, column item_history")
-    providers = id_lists(
+    items = _fitting_lists(rows["item_history"], kind=catalog.item_ids.type, where=f"{where}, column item_history")
+    providers = _fitting_lists(
         rows["provider_history"], kind=catalog.provider_ids.type, where=f"{where}, column provider_history"
     )
     mapped = map_histories(items, providers, catalog)
     ranking = rank_users(ranker, mapped.known, candidates=None, cold_users="popular")
     target = find_ids(catalog.item_table, plain_ids(rows["target_item"], where=f"{where}, column target_item"))
-    hits = (ranking.item_index == target[:, None]) & (target != 0)[:, None]  # (n, top_k); PADDING is no hit
+    hits = (ranking.lists.item_index == target[:, None]) & (target != PADDING)[:, None]  # (n, top_k)
     ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
-    return _RankedChunk(ranks, int(ranking.cold.sum()), int(np.count_nonzero(target == 0)))
+    return _RankedChunk(ranks, int(ranking.cold.sum()), int(np.count_nonzero(target == PADDING)))
 
 
-def _refuse_other_kinds(model: ModelFile, held_out: pa.Table, *, where: str) -> None:
-    """A dataset with string ids cannot be looked up in a catalog with int64 ids."""
-    for column, ids in (("item_history", model.catalog.item_ids), ("provider_history", model.catalog.provider_ids)):
-        found = id_type(held_out.schema.field(column).type.value_type, where=f"{where}, column {column}")
-        if found != ids.type:
-            raise DataError(
-                f"dataset {where}, column {column}: found ids of type {found}, expected {ids.type} as in the catalog "
-                f"of {model.path}; evaluate with the dataset that the model was trained on"
-            )
+def _fitting_lists(column: pa.Array, *, kind: pa.DataType, where: str) -> IdLists:
+    """Bring a column of lists to IdLists; a dataset has no malformed rows to set aside."""
+    lists = id_lists(column, kind=kind, where=where)
+    if lists.too_large.any():
+        raise DataError(f"{where}: found an id beyond int64, expected ids of the catalog's kind; cast the column")
+    return lists

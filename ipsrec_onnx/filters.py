@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import find_ids, id_type, plain_ids
@@ -39,12 +40,12 @@ def allowed_items(catalog: Catalog, *, allow_items: str | Path | None, deny_item
 
     Args:
         catalog: of the model.
-        allow_items: Parquet or text file of the only items to recommend; None allows all.
-        deny_items: Parquet or text file of items never to recommend; None denies none.
+        allow_items: Parquet or text file of the only items to recommend, or a pipe; None allows all.
+        deny_items: Parquet or text file of items never to recommend, or a pipe; None denies none.
 
     Raises:
-        DataError: a file is not there or cannot be read; its ids are of another kind than the catalog's; or no id of
-            the allow list is in the catalog, which would leave every list empty.
+        DataError: a file is not there or cannot be read; its ids are of another kind than the catalog's; or no item is
+            left to recommend, which would leave every list empty.
     """
     if allow_items is None and deny_items is None:
         return AllowedItems(None, catalog.num_items, 0, 0)
@@ -52,7 +53,7 @@ def allowed_items(catalog: Catalog, *, allow_items: str | Path | None, deny_item
     unknown_allow = unknown_deny = 0
     if allow_items is not None:
         items = _item_list(catalog, allow_items)
-        unknown_allow = int(np.count_nonzero(items == 0))
+        unknown_allow = int(np.count_nonzero(items == PADDING))
         if unknown_allow == len(items):
             raise DataError(
                 f"allow list {allow_items}: none of its {len(items)} ids is in the model's catalog; check its ids"
@@ -60,41 +61,43 @@ def allowed_items(catalog: Catalog, *, allow_items: str | Path | None, deny_item
         allowed[items] = True
     if deny_items is not None:
         items = _item_list(catalog, deny_items)
-        unknown_deny = int(np.count_nonzero(items == 0))
+        unknown_deny = int(np.count_nonzero(items == PADDING))
         allowed[items] = False
-    allowed[0] = False
+    allowed[PADDING] = False
+    if not allowed.any():
+        only = "" if allow_items is None else f" of the allow list {allow_items}"
+        raise DataError(f"deny list {deny_items}: it holds every item{only}, so none is left to recommend; shorten it")
     return AllowedItems(allowed, int(allowed.sum()), unknown_allow, unknown_deny)
 
 
 def _item_list(catalog: Catalog, path: str | Path) -> npt.NDArray[np.int32]:
-    """Read a list of item ids as item_index, 0 for an id that the catalog does not know."""
-    file = Path(path)
+    """Read a list of item ids as item_index, PADDING for an id that the catalog does not know."""
+    where = f"item list {path}"
     try:
-        with file.open("rb") as opened:
-            is_parquet = opened.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
-        ids = _from_parquet(file, catalog) if is_parquet else _from_text(file, catalog)
+        data = Path(path).read_bytes()  # once: a pipe is empty the second time
+        ids = (_from_parquet if data.startswith(_PARQUET_MAGIC) else _from_text)(data, catalog, where=where)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise DataError(f"item list {path}: cannot be read ({error}); give a Parquet or UTF-8 text file") from error
+        raise DataError(f"{where}: cannot be read ({error}); give a Parquet or UTF-8 text file") from error
     return np.asarray(find_ids(catalog.item_table, ids), np.int32)
 
 
-def _from_parquet(path: Path, catalog: Catalog) -> pa.Array:
-    """The column item_id, or else the first."""
-    with pq.ParquetFile(path) as parquet:
+def _from_parquet(data: bytes, catalog: Catalog, *, where: str) -> pa.Array:
+    """The column item_id, or else the only one: a guess among several could pick the ids of users."""
+    with pq.ParquetFile(pa.BufferReader(data)) as parquet:
         names = parquet.schema_arrow.names
-        if not names:
-            raise DataError(f"item list {path}: it has no column; give one with a column item_id")
+        if len(names) != 1 and names.count("item_id") != 1:
+            raise DataError(f"{where}: columns {names}, expected one of them named item_id; name the column of ids so")
         column = "item_id" if "item_id" in names else names[0]
         found = parquet.schema_arrow.field(column).type
-        where = f"item list {path}, column {column}"
+        where = f"{where}, column {column}"
         if id_type(found, where=where) != catalog.item_ids.type:
             raise DataError(f"{where}: ids of type {found}, the catalog has {catalog.item_ids.type}; cast the column")
         return plain_ids(parquet.read(columns=[column])[column], where=where)
 
 
-def _from_text(path: Path, catalog: Catalog) -> pa.Array:
+def _from_text(data: bytes, catalog: Catalog, *, where: str) -> pa.Array:
     """One id a line; blank lines and blanks around an id do not count."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    lines = [line.strip() for line in data.decode("utf-8-sig").split("\n")]
     if not pa.types.is_int64(catalog.item_ids.type):
         return pa.array([line for line in lines if line], pa.large_string())
     ids: list[int] = []
@@ -104,6 +107,6 @@ def _from_text(path: Path, catalog: Catalog) -> pa.Array:
                 ids.append(int(np.int64(line)))
             except (ValueError, OverflowError) as error:
                 raise DataError(
-                    f"item list {path}, line {number}: {line[:40]!r} is no int64, as the catalog's ids are; mend it"
+                    f"{where}, line {number}: {line[:40]!r} is no int64, as the catalog's ids are; mend it"
                 ) from error
     return pa.array(ids, pa.int64())

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipsrec_kernels.pack import drop_unknown
+from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.id_lists import IdLists, range_positions
 from ipsrec_onnx.ids import find_ids
@@ -65,13 +66,16 @@ def map_histories(item_lists: IdLists, provider_lists: IdLists | None, catalog: 
         item_lists: item ids without nulls.
         provider_lists: the provider of each; None takes the catalog's provider of each item.
         catalog: of the model.
+
+    Returns:
+        (n histories) the known ones, and what was not.
     """
     items = find_ids(catalog.item_table, item_lists.ids)
     if provider_lists is None:
         providers = catalog.item_provider[items]
     else:
         providers = find_ids(catalog.provider_table, provider_lists.ids)
-    unknown = np.flatnonzero(items == 0)
+    unknown = np.flatnonzero(items == PADDING)
     known = Histories(*drop_unknown(items, providers, item_lists.offsets))
     lost = 0 if provider_lists is None else int(np.count_nonzero(known.providers == 0))
     return MappedHistories(known=known, unknown_items=unknown, num_unknown_providers=lost)

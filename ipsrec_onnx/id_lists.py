@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import id_type
@@ -20,11 +21,13 @@ class IdLists:
         ids: (N,) Arrow int64 or large_string; may hold nulls until the malformed rows are out.
         offsets: (n + 1,) int64, from 0 to N; list b is ids[offsets[b]:offsets[b + 1]].
         null_lists: (n,) bool, lists that are null rather than empty.
+        too_large: (n,) bool, lists with an id beyond int64, which is null among ids.
     """
 
     ids: pa.Array
     offsets: npt.NDArray[np.int64]
     null_lists: npt.NDArray[np.bool_]
+    too_large: npt.NDArray[np.bool_]
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -33,17 +36,13 @@ class IdLists:
 
     def lists_with_null(self) -> npt.NDArray[np.bool_]:
         """(n,) bool: does the list hold a null id?"""
-        if not self.ids.null_count:
-            return np.zeros(len(self.null_lists), np.bool_)
-        nulls_before = np.zeros(len(self.ids) + 1, np.int64)
-        np.cumsum(self.ids.is_null().to_numpy(zero_copy_only=False), out=nulls_before[1:])
-        return np.diff(nulls_before[self.offsets]) > 0
+        return _lists_with(self.ids.is_null(), self.offsets)
 
     def keep(self, rows: npt.NDArray[np.bool_]) -> IdLists:
         """Keep the lists that rows, (n,) bool, says."""
         starts, lengths = self.offsets[:-1][rows], self.lengths[rows]
         positions, offsets = range_positions(starts, lengths)
-        return IdLists(self.ids.take(pa.array(positions)), offsets, self.null_lists[rows])
+        return IdLists(self.ids.take(pa.array(positions)), offsets, self.null_lists[rows], self.too_large[rows])
 
 
 def range_positions(
@@ -92,21 +91,35 @@ def id_lists(column: pa.Array, *, kind: pa.DataType, where: str) -> IdLists:
         where: file and column, for the message.
 
     Raises:
-        DataError: as list_id_type; or an id does not fit.
+        DataError: as list_id_type; or the offsets are broken.
     """
     list_id_type(column.type, kind=kind, where=where)
     null_lists = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         column = column.cast(pa.large_list(column.type.value_type))
     if not len(column):
-        return IdLists(pa.array([], kind), np.zeros(1, np.int64), null_lists)
+        return IdLists(pa.array([], kind), np.zeros(1, np.int64), null_lists, null_lists)
     offsets = column.offsets.to_numpy().astype(np.int64)
     _check_offsets(offsets, len(column.values), where)
     ids = column.values.slice(offsets[0], offsets[-1] - offsets[0])  # a slice shares the values of the whole array
-    try:
-        return IdLists(ids if ids.type == kind else ids.cast(kind), offsets - offsets[0], null_lists)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{where}: an id does not fit into {kind}: {error}") from error
+    offsets -= offsets[0]
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    too_large = np.zeros(len(null_lists), np.bool_)
+    if pa.types.is_uint64(ids.type):
+        beyond = pc.greater(ids, pa.scalar(np.iinfo(np.int64).max, pa.uint64()))
+        too_large = _lists_with(beyond.fill_null(False), offsets)
+        ids = pc.if_else(beyond, None, ids)
+    return IdLists(ids if ids.type == kind else ids.cast(kind), offsets, null_lists, too_large)
+
+
+def _lists_with(marks: pa.BooleanArray, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """(n,) bool: does list b, at offsets[b] .. offsets[b + 1], hold a mark?"""
+    if not marks.true_count:
+        return np.zeros(len(offsets) - 1, np.bool_)
+    marks_before = np.zeros(len(marks) + 1, np.int64)
+    np.cumsum(marks.to_numpy(zero_copy_only=False), out=marks_before[1:])
+    return np.diff(marks_before[offsets]) > 0
 
 
 def _check_offsets(offsets: npt.NDArray[np.int64], num_values: int, where: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -33,11 +33,24 @@ def map_in_order(
     waiting: deque[Future[Result]] = deque()
     workers = ThreadPoolExecutor(threads, thread_name_prefix="ipsrec")
     try:
-        for chunk in chunks:
-            waiting.append(workers.submit(function, chunk))
+        for result in _submit_all(function, chunks, workers=workers):
+            waiting.append(result)
             if len(waiting) > _IN_FLIGHT_PER_THREAD * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         workers.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit_all(
+    function: Callable[[Chunk], Result], chunks: Iterable[Chunk], *, workers: ThreadPoolExecutor
+) -> Iterator[Future[Result]]:
+    """Give a future for each chunk; where reading fails, one more that fails so, for it waits its turn like a chunk."""
+    try:
+        for chunk in chunks:
+            yield workers.submit(function, chunk)
+    except Exception as error:
+        failed: Future[Result] = Future()
+        failed.set_exception(error)
+        yield failed

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ipsrec_kernels.best_list import BestLists, empty_lists
 from ipsrec_kernels.item_table import ItemTable, build_item_table
-from ipsrec_kernels.popular import popular, popular_order
+from ipsrec_kernels.popular import PopularItems, popular, popular_items
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import History, retrieve
 from ipsrec_onnx.encoding import encode
@@ -24,6 +24,8 @@ from ipsrec_onnx.model_file import ModelFile
 
 ColdUsers = Literal["popular", "empty", "error"]
 
+_CHUNK_CANDIDATES = 1 << 21  # candidates of a chunk at most, so that a long list does not multiply memory
+
 
 @dataclass(frozen=True, eq=False)
 class Ranker:
@@ -32,7 +34,7 @@ class Ranker:
     Attributes:
         model: the opened model file.
         table: the items that may be recommended, laid out for retrieval.
-        order: (M,) int32, the same items by popularity, best first.
+        popular: the same items by popularity.
         top_k: length of the lists, never above the number of items.
         keep_seen: may an item of the user's history be recommended?
         max_per_provider: at most so many items of one provider in a list; None for no limit.
@@ -40,10 +42,14 @@ class Ranker:
 
     model: ModelFile
     table: ItemTable
-    order: npt.NDArray[np.int32]
+    popular: PopularItems
     top_k: int
     keep_seen: bool
     max_per_provider: int | None
+
+    def users_at_once(self, most: int) -> int:
+        """Users of a chunk: `most`, or fewer where their lists are long; 1 or more."""
+        return max(1, min(most, _CHUNK_CANDIDATES // self.top_k))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +57,11 @@ class Ranking:
     """The lists of some users.
 
     Attributes:
-        item_index: (n, top_k) int32, best first, PADDING past the end.
-        scores: (n, top_k) float32, 0 past the end.
-        counts: (n,) int32, items in each list.
+        lists: (n) item_index and scores, best first.
         cold: (n,) bool, users without a known item.
     """
 
-    item_index: npt.NDArray[np.int32]
-    scores: npt.NDArray[np.float32]
-    counts: npt.NDArray[np.int32]
+    lists: BestLists
     cold: npt.NDArray[np.bool_]
 
 
@@ -91,10 +93,11 @@ def build_ranker(
     return Ranker(
         model=model,
         table=table,
-        order=popular_order(catalog.popularity, allowed=allowed),
+        popular=popular_items(catalog.popularity, catalog.item_provider, allowed=allowed),
         top_k=min(top_k, catalog.num_items),
         keep_seen=keep_seen,
-        max_per_provider=max_per_provider,
+        # As many items as there are is no limit, and a number that a kernel can count to.
+        max_per_provider=None if max_per_provider is None else min(max_per_provider, catalog.num_items),
     )
 
 
@@ -108,15 +111,21 @@ def rank_users(
         histories: (n) known items of each user, the whole history.
         candidates: (n lists) the only item_index to choose from; None for all that are allowed.
         cold_users: what a user without a known item gets: the popular items, or an empty list.
+
+    Returns:
+        (n) a list for each user, in the order of the histories.
+
+    Raises:
+        ModelFileError: the graph fails, or gives another shape, NaN or infinity.
     """
     cold = histories.lengths == 0
-    ranked = empty_lists(len(cold), ranker.top_k)
+    lists = empty_lists(len(cold), ranker.top_k)
     warm_candidates, cold_candidates = (_of_users(candidates, users) for users in (~cold, cold))
     if not cold.all():
-        _fill(ranked, ~cold, _rank_by_model(ranker, histories.without_empty(), warm_candidates))
+        _fill(lists, ~cold, _rank_by_model(ranker, histories.without_empty(), warm_candidates))
     if cold_users == "popular" and cold.any():
-        _fill(ranked, cold, _rank_by_popularity(ranker, int(cold.sum()), cold_candidates))
-    return Ranking(ranked.item_index, ranked.scores, ranked.counts, cold)
+        _fill(lists, cold, _rank_by_popularity(ranker, int(cold.sum()), cold_candidates))
+    return Ranking(lists, cold)
 
 
 def _rank_by_model(ranker: Ranker, histories: Histories, candidates: Ragged | None) -> BestLists:
@@ -136,11 +145,8 @@ def _rank_by_model(ranker: Ranker, histories: Histories, candidates: Ragged | No
 
 def _rank_by_popularity(ranker: Ranker, num_users: int, candidates: Ragged | None) -> BestLists:
     """The popular items under the same filters; a user without a known item has seen none."""
-    catalog = ranker.model.catalog
     return popular(
-        ranker.order,
-        catalog.popularity,
-        catalog.item_provider,
+        ranker.popular,
         top_k=ranker.top_k,
         num_users=num_users,
         seen=None,
@@ -150,15 +156,14 @@ def _rank_by_popularity(ranker: Ranker, num_users: int, candidates: Ragged | Non
 
 
 def _of_users(lists: Ragged | None, users: npt.NDArray[np.bool_]) -> Ragged | None:
-    """The lists of some users."""
+    """Select the lists of the users that `users`, (n,) bool, says; None stays None."""
     if lists is None:
         return None
     positions, offsets = range_positions(lists.offsets[:-1][users], np.diff(lists.offsets)[users])
     return Ragged(lists.values[positions], offsets)
 
 
-def _fill(ranked: BestLists, users: npt.NDArray[np.bool_], part: BestLists) -> None:
-    """Put the lists of some users at their rows."""
-    ranked.item_index[users] = part.item_index
-    ranked.scores[users] = part.scores
-    ranked.counts[users] = part.counts
+def _fill(lists: BestLists, users: npt.NDArray[np.bool_], part: BestLists) -> None:
+    """Write `part`, (m) lists, into the m rows of `lists`, (n), that `users`, (n,) bool, says."""
+    for whole, some in zip(lists, part, strict=True):
+        whole[users] = some

@@ -28,6 +28,8 @@ class RowWriter:
 
     def write(self, rows: pa.Table) -> None:
         """Take more rows; they reach the file when a row group is full."""
+        if not rows.num_rows:  # empty tables would pile up among the waiting ones
+            return
         self.num_rows += rows.num_rows
         self._waiting = pa.concat_tables([self._waiting, rows])
         while self._waiting.num_rows >= self._group_rows:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_onnx.bad_rows import FINE, dead_letters, find_bad_rows, refuse_bad_rows
 from ipsrec_onnx.candidates import candidate_rows
@@ -126,11 +127,11 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
             rows_out=len(rows),
             rows_diverted=dead.num_rows,
             cold_users=int(ranking.cold.sum()),
-            short_lists=int((ranking.counts < rules.top_k).sum()),
+            short_lists=int((ranking.lists.counts < rules.top_k).sum()),
             history_items=len(lists[columns.item_history].ids),
             unknown_items=len(mapped.unknown_items),
             unknown_providers=mapped.num_unknown_providers,
-            unknown_candidates=0 if candidates is None else int(np.count_nonzero(candidates.values == 0)),
+            unknown_candidates=0 if candidates is None else int(np.count_nonzero(candidates.values == PADDING)),
         ),
     )
 
@@ -165,7 +166,7 @@ def _refuse_unknown_items(
         position = int(mapped.unknown_items[0])
         row = int(rows[np.searchsorted(items.offsets, position, side="right") - 1])
         raise DataError(
-            f"{chunk.where(row)}, column {column}: item id {items.ids[position].as_py()!r} is not in the model's "
+            f"{chunk.where(row)}, column {column}: item id {_shown(items.ids[position])} is not in the model's "
             "catalog; mend the row, or drop such items with --unknown-items drop"
         )
 
@@ -175,6 +176,15 @@ def _refuse_cold_users(chunk: UserChunk, mapped: MappedHistories, rows: npt.NDAr
     if len(cold):
         row = int(rows[cold[0]])
         raise DataError(
-            f"{chunk.where(row)}: user_id {chunk.rows.column(0)[row].as_py()!r} has no item that the model knows; "
+            f"{chunk.where(row)}: user_id {_shown(chunk.rows.column(0)[row])} has no item that the model knows; "
             "leave the user out, or choose --cold-users popular or empty"
         )
+
+
+def _shown(value: pa.Scalar) -> str:
+    """An id as a message shows it. A file's strings need not be UTF-8."""
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    if isinstance(value, pa.StringScalar | pa.LargeStringScalar):
+        return repr(value.as_buffer().to_pybytes().decode(errors="replace"))
+    return repr(value.as_py())

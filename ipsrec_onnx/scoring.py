@@ -17,9 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import pyarrow.fs as pafs
-
-from ipsrec_onnx.atomic import atomic_file, refuse_existing
+from ipsrec_onnx.atomic import refuse_existing
 from ipsrec_onnx.bad_rows import dead_letter_schema
 from ipsrec_onnx.candidates import Layout, candidates_schema
 from ipsrec_onnx.cores import usable_cores
@@ -29,13 +27,15 @@ from ipsrec_onnx.model_file import model_file_sha256, open_model_file
 from ipsrec_onnx.pipeline import map_in_order
 from ipsrec_onnx.progress import show_progress
 from ipsrec_onnx.retrieval import ColdUsers, build_ranker
-from ipsrec_onnx.row_writer import open_row_writer
+from ipsrec_onnx.score_outputs import OutputFile, open_outputs, refuse_inputs
 from ipsrec_onnx.scored_chunk import BadRows, ScoreCounts, ScoreRules, UnknownItems, score_chunk
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users, read_chunks
 
-CHUNK_ROWS = 8192
-_CHUNK_CANDIDATES = 1 << 21  # candidates of a chunk at most, so that a long list does not multiply memory
+CHUNK_ROWS = 8192  # users of a chunk at most
+_LONG_GROUP_ROWS = (
+    1 << 16
+)  # a row of the long layout is one candidate: groups as small as chunks would swell the footer
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def score(
     candidates_column: str | None = None,
     user_column: str = "user_id",
     item_column: str = "item_history",
-    provider_column: str = "provider_history",
+    provider_column: str | None = None,
     device: Device = "cpu",
     threads: int | None = None,
     overwrite: bool = False,
@@ -113,7 +113,8 @@ def score(
         candidates_column: column of lists, the only items to choose from for each user.
         user_column: column of the user ids, of any type.
         item_column: column of the item histories, oldest first.
-        provider_column: column of the provider histories; where the input has none, the catalog's providers count.
+        provider_column: column of the provider histories. None takes provider_history, or, where the input has no such
+            column, the catalog's provider of each item.
         device: where the model runs.
         threads: worker threads; all usable cores by default.
         overwrite: replace an existing output.
@@ -126,13 +127,17 @@ def score(
         ValueError: an option has a value that it cannot have.
     """
     started = time.perf_counter()
-    _check_options(layout, unknown_items, cold_users, bad_rows, numbers=(top_k, max_per_provider, threads))
+    _check_choice("layout", layout, Layout)
+    _check_choice("unknown_items", unknown_items, UnknownItems)
+    _check_choice("cold_users", cold_users, ColdUsers)
+    _check_choice("bad_rows", bad_rows, BadRows)
+    _check_numbers({"top_k": top_k, "max_per_provider": max_per_provider, "threads": threads})
     bad_rows_output = Path(f"{output}.bad_rows.parquet") if bad_rows == "divert" else None
-    for path in (output, bad_rows_output):
-        if path is not None:
-            refuse_existing(path, overwrite=overwrite)
+    outputs = [Path(output)] if bad_rows_output is None else [Path(output), bad_rows_output]
+    for path in outputs:
+        refuse_existing(path, overwrite=overwrite)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
-    _refuse_own_input(users, Path(output))
+    refuse_inputs(outputs, users, model=model, allow_items=allow_items, deny_items=deny_items)
     model_file = open_model_file(model, device=device)
     catalog = model_file.catalog
     check_id_kinds(users, item_kind=catalog.item_ids.type, provider_kind=catalog.provider_ids.type)
@@ -166,49 +171,30 @@ def score(
         ),
         dead_letter_schema=dead_letter_schema(users),
     )
+    group_rows = rules.ranker.users_at_once(CHUNK_ROWS) if layout == "list" else _LONG_GROUP_ROWS
+    files = [OutputFile(Path(output), rules.schema, group_rows)]
+    if bad_rows_output is not None:
+        files.append(OutputFile(bad_rows_output, rules.dead_letter_schema, CHUNK_ROWS))
     counts = _score_users(
-        users,
-        rules,
-        output=Path(output),
-        bad_rows_output=bad_rows_output,
-        threads=threads or usable_cores(),
-        overwrite=overwrite,
-        progress=progress,
+        users, rules, files, threads=threads or usable_cores(), overwrite=overwrite, progress=progress
     )
     return _report(output, bad_rows_output, sha256, counts, items, wall_s=time.perf_counter() - started)
 
 
 def _score_users(
-    users: Users,
-    rules: ScoreRules,
-    *,
-    output: Path,
-    bad_rows_output: Path | None,
-    threads: int,
-    overwrite: bool,
-    progress: bool,
+    users: Users, rules: ScoreRules, files: list[OutputFile], *, threads: int, overwrite: bool, progress: bool
 ) -> ScoreCounts:
     """Read, score and write all users; this thread reads and writes, the workers do the rest."""
-    chunk_rows = max(1, min(CHUNK_ROWS, _CHUNK_CANDIDATES // rules.ranker.top_k))
     counts = ScoreCounts()
-    with contextlib.ExitStack() as stack:
-        # The stack unwinds from below: both files are whole before either has its name, the output gets its last.
-        paths = [(output, rules.schema)]
-        if bad_rows_output is not None:
-            paths.append((bad_rows_output, rules.dead_letter_schema))
-        temporaries = [stack.enter_context(atomic_file(path, overwrite=overwrite)) for path, _ in paths]
-        candidates, *dead_letters = (
-            stack.enter_context(open_row_writer(temporary, schema, group_rows=chunk_rows))
-            for temporary, (_, schema) in zip(temporaries, paths, strict=True)
-        )
-        advance = stack.enter_context(show_progress(users.num_rows, what="users", show=progress))
-        chunks = read_chunks(users, chunk_rows=chunk_rows)
+    with (
+        open_outputs(files, overwrite=overwrite) as write,
+        show_progress(users.num_rows, what="users", show=progress) as advance,
+    ):
+        chunks = read_chunks(users, chunk_rows=rules.ranker.users_at_once(CHUNK_ROWS))
         scored = map_in_order(functools.partial(score_chunk, rules=rules), chunks, threads=threads)
         with contextlib.closing(scored):
             for chunk in scored:
-                candidates.write(chunk.rows)
-                for writer in dead_letters:
-                    writer.write(chunk.dead_letters)
+                write(chunk)
                 counts += chunk.counts
                 advance(chunk.counts.rows_in)
         _check_account(users, counts)
@@ -224,19 +210,14 @@ def _check_account(users: Users, counts: ScoreCounts) -> None:
         )
 
 
-def _refuse_own_input(users: Users, output: Path) -> None:
-    """An output that takes the place of an input would destroy it."""
-    if isinstance(users.file_system, pafs.LocalFileSystem) and output.exists():
-        for file in users.files:
-            if output.samefile(file.path):
-                raise DataError(f"output {output} is one of the input's files; choose another name")
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuse a value that the Literal does not list."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}, expected one of {get_args(choices)}")
 
 
-def _check_options(*choices: str, numbers: tuple[int | None, ...]) -> None:
-    for value, allowed in zip(choices, (Layout, UnknownItems, ColdUsers, BadRows), strict=True):
-        if value not in get_args(allowed):
-            raise ValueError(f"{value!r}, expected one of {get_args(allowed)}")
-    for name, number in zip(("top_k", "max_per_provider", "threads"), numbers, strict=True):
+def _check_numbers(numbers: dict[str, int | None]) -> None:
+    for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} is {number}, expected 1 or more")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,12 +14,22 @@ import pyarrow.parquet as pq
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.id_lists import list_id_type
 
+PROVIDER_COLUMN = "provider_history"  # read where the files have it and no other name is asked for
 _READ_BUFFER = 1 << 20  # bytes held of each column chunk, however big its row group
+_CHUNK_IDS = 1 << 20  # ids of a chunk, so that long histories do not multiply memory
 
 
 @dataclass(frozen=True)
 class UserColumns:
-    """Names of the columns to read; None for one that is not there."""
+    """Names of the columns to read.
+
+    Attributes:
+        user_id: ids of the users.
+        item_history: lists of item ids.
+        provider_history: lists of provider ids. None asks open_users for PROVIDER_COLUMN where there is one; among the
+            columns of Users, None says that there is none.
+        candidates: lists of item ids to choose from; None where the choice is free.
+    """
 
     user_id: str
     item_history: str
@@ -100,11 +110,11 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
     Args:
         source: a Parquet file, a folder whose Parquet files are read in the order of their names, or a URI that
             pyarrow.fs knows.
-        columns: what to read. A provider_history that no file has becomes None.
+        columns: what to read. A column that is named must be in every file.
 
     Raises:
-        DataError: nothing is there; a file is no whole Parquet file, lacks a column, or has another type in one than
-            the first file.
+        DataError: nothing is there, or a pipe or device; a file is no whole Parquet file, lacks a column, or has other
+            columns or types than the first file.
     """
     file_system, root, paths = _find_files(source)
     files: list[UsersFile] = []
@@ -112,19 +122,20 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
     for path in paths:
         with _open_parquet(file_system, path) as parquet:
             found, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        present = _present(columns, found, path)
+        selected = _selected(found, present, path)
         if schema is None:
-            columns = _present(columns, found, path)
-            schema = _selected(found, columns, path)
-        elif _selected(found, _present(columns, found, path), path) != schema:
+            in_all, schema = present, selected
+        elif selected != schema:
             raise DataError(
-                f"{path}: columns {_types(_selected(found, columns, path))}, but {paths[0]} has {_types(schema)}; "
+                f"{path}: columns {_types(selected)}, but {paths[0]} has {_types(schema)}; "
                 "write all files of a folder with the same columns and types"
             )
         name = path[len(root) :].lstrip("/") if path != root else path.rsplit("/", 1)[-1]
         files.append(UsersFile(path=path, name=name, num_rows=num_rows))
     if schema is None:
         raise DataError(f"input {source}: the folder has no *.parquet file; give a folder that has some")
-    return Users(source=str(source), file_system=file_system, files=files, columns=columns, schema=schema)
+    return Users(source=str(source), file_system=file_system, files=files, columns=in_all, schema=schema)
 
 
 def check_id_kinds(users: Users, *, item_kind: pa.DataType, provider_kind: pa.DataType) -> None:
@@ -144,11 +155,11 @@ def check_id_kinds(users: Users, *, item_kind: pa.DataType, provider_kind: pa.Da
 
 
 def read_chunks(users: Users, *, chunk_rows: int) -> Iterator[UserChunk]:
-    """Read the users in order; no chunk spans two row groups.
+    """Read the users in order; no chunk spans two row groups, nor holds many more ids than memory is meant for.
 
     Args:
         users: as open_users gave it.
-        chunk_rows: users in a chunk at most.
+        chunk_rows: users in a chunk at most; fewer where a row group's lists are long on average.
 
     Raises:
         DataError: a row group cannot be read, or has another number of rows than the file says.
@@ -172,14 +183,24 @@ def _read_row_group(
     parquet: pq.ParquetFile, users: Users, file: UsersFile, *, row_group: int, chunk_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Read one row group in batches; memory holds one batch and the read buffers."""
-    batches = parquet.iter_batches(chunk_rows, row_groups=[row_group], columns=users.columns.names, use_threads=False)
+    names = users.columns.names
+    batch_rows = min(chunk_rows, _rows_of_ids(parquet.metadata.row_group(row_group), names[1:]))
+    batches = parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False)
     try:
         for batch in batches:
-            yield batch.select(users.columns.names).cast(users.schema)
+            yield batch.select(names).cast(users.schema)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{file.path}, row group {row_group}: cannot be read ({error}); the file is broken, write it again"
         ) from error
+
+
+def _rows_of_ids(group: pq.RowGroupMetaData, list_columns: list[str]) -> int:
+    """Rows of a row group that hold _CHUNK_IDS ids together, on its average; 1 or more."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    prefixes = tuple(f"{name}." for name in list_columns)  # a list's leaf is named column.list.element or the like
+    ids = sum(int(column.num_values) for column in columns if column.path_in_schema.startswith(prefixes))
+    return max(1, _CHUNK_IDS * int(group.num_rows) // max(ids, 1))
 
 
 def _open_parquet(file_system: pafs.FileSystem, path: str) -> pq.ParquetFile:
@@ -200,7 +221,12 @@ def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:
         info = file_system.get_file_info(root)
         if info.type == pafs.FileType.NotFound:
             raise DataError(f"input {source}: there is no such file or folder; check the path")
-        if info.type != pafs.FileType.Directory:
+        if info.type == pafs.FileType.Unknown:  # opening a pipe would wait for a writer for ever
+            raise DataError(
+                f"input {source}: it is a pipe or a device, expected a Parquet file, a folder or a URI; Parquet is not "
+                "read from front to back, so write a file first"
+            )
+        if info.type == pafs.FileType.File:
             return file_system, root, [root]
         inside = file_system.get_file_info(pafs.FileSelector(root, recursive=True))
     except (pa.ArrowException, OSError) as error:
@@ -211,16 +237,15 @@ def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:
         for entry in inside
         if entry.type == pafs.FileType.File
         and entry.extension == "parquet"
-        and not entry.path[len(root) :].lstrip("/").startswith((".", "_"))
+        and not any(part.startswith((".", "_")) for part in entry.path[len(root) :].split("/"))
     ]
     return file_system, root, sorted(paths)
 
 
 def _present(columns: UserColumns, schema: pa.Schema, path: str) -> UserColumns:
-    """Drop the provider column where the file has none; every other column must be there, once."""
-    provider = columns.provider_history
-    if provider is not None and provider not in schema.names:
-        columns = UserColumns(columns.user_id, columns.item_history, None, columns.candidates)
+    """Add PROVIDER_COLUMN where the file has it and no name is asked for; every column must be there, once."""
+    if columns.provider_history is None and PROVIDER_COLUMN in schema.names:
+        columns = replace(columns, provider_history=PROVIDER_COLUMN)
     for name in columns.names:
         if schema.names.count(name) != 1:
             found = f"is there {schema.names.count(name)} times" if name in schema.names else "is missing"

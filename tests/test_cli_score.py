@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,68 @@ def with_file(name: str, text: str, *options: str) -> Prepare:
     return prepare
 
 
+def with_strings(*, user_id: list[bytes], item_history: list[bytes], options: list[str]) -> Prepare:
+    """A model of string ids, and users of one item each whose strings may be no UTF-8."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        write_model_file(model.path, string_ids=True)
+        items = pa.ListArray.from_arrays(pa.array(range(len(user_id) + 1), pa.int32()), not_utf8(item_history))
+        pq.write_table(pa.table({"user_id": not_utf8(user_id), "item_history": items}), folder / "users.parquet")
+        return options
+
+    return prepare
+
+
+def not_utf8(values: list[bytes]) -> pa.Array:
+    """Strings that Arrow takes as they are."""
+    binary = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(binary), binary.buffers())
+
+
+def with_pipe(option: str) -> Prepare:
+    """A pipe that nobody writes to."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        os.mkfifo(folder / "pipe")
+        return [option, str(folder / "pipe")]
+
+    return prepare
+
+
+def with_copy(source: str, target: str, *options: str) -> Prepare:
+    """Copy a file, and name it in the options."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        (folder / target).write_bytes((folder / source).read_bytes())
+        return [option.replace("{folder}", str(folder)) for option in options]
+
+    return prepare
+
+
+def with_item_lists(**counts: int) -> Prepare:
+    """Allow or deny so many items, the first of the catalog."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        options = []
+        for name, count in counts.items():
+            ids = model.catalog.item_ids.to_pylist()[:count]
+            (folder / f"{name}.txt").write_text("\n".join(map(str, ids)), encoding="utf-8")
+            options += [f"--{name}-items", str(folder / f"{name}.txt")]
+        return options
+
+    return prepare
+
+
+def with_parquet_list(**columns: list[int]) -> Prepare:
+    """Deny the items of a Parquet file."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        pq.write_table(pa.table(dict(columns)), folder / "deny.parquet")
+        return ["--deny-items", str(folder / "deny.parquet")]
+
+    return prepare
+
+
 def with_options(*options: str) -> Prepare:
     return lambda folder, model: [option.replace("{folder}", str(folder)) for option in options]
 
@@ -122,17 +185,29 @@ REFUSALS: dict[str, tuple[Prepare, str]] = {
     ),
     "id too large": (
         with_users(user_id=[1], item_history=pa.array([[2**64 - 1]], pa.list_(pa.uint64()))),
-        "row group 0, column item_history: an id does not fit into int64",
+        "row group 0, row 0: item_history holds an id beyond int64; mend the row, or set such rows aside",
     ),
     "uneven lists": (
         with_users(user_id=[1, 2], item_history=[[1], [1, 2]], provider_history=[[1], [1]]),
         "row group 0, row 1: item_history and provider_history are of different lengths",
+    ),
+    "provider column that is not there": (
+        with_options("--provider-column", "sellers"),
+        "users.parquet: column sellers is missing",
     ),
     "null user": (with_users(user_id=[1, None], item_history=[[1], [2]]), "row group 0, row 1: user_id is null"),
     "null list": (with_users(user_id=[1, 2], item_history=[[1], None]), "row group 0, row 1: item_history is null"),
     "null item": (with_users(user_id=[1], item_history=[[1, None]]), "row group 0, row 0: item_history holds a null"),
     "unknown item": (with_options("--unknown-items", "error"), "is not in the model's catalog"),
     "cold user": (with_options("--cold-users", "error"), "has no item that the model knows"),
+    "unknown item that is not UTF-8": (
+        with_strings(user_id=[b"u"], item_history=[b"\xff1"], options=["--unknown-items", "error"]),
+        "row 0, column item_history: item id '\ufffd1' is not in the model's catalog",
+    ),
+    "cold user that is not UTF-8": (
+        with_strings(user_id=[b"\xffu"], item_history=[b"1"], options=["--cold-users", "error"]),
+        "row 0: user_id '\ufffdu' has no item that the model knows",
+    ),
     "empty file": (
         with_bytes(lambda _: b""),
         "users.parquet: cannot be read as Parquet (Parquet file size is 0 bytes)",
@@ -143,6 +218,8 @@ REFUSALS: dict[str, tuple[Prepare, str]] = {
         with_options("--input", "{folder}/none.parquet"),
         "none.parquet: there is no such file or folder",
     ),
+    "input is a pipe": (with_pipe("--input"), "pipe: it is a pipe or a device, expected a Parquet file"),
+    "input is a device": (with_options("--input", "/dev/null"), "input /dev/null: it is a pipe or a device"),
     "unknown URI": (with_options("--input", "gopher://x/y"), "input gopher://x/y: cannot be opened"),
     "no such model": (with_options("--model", "{folder}/none.onnx"), "none.onnx: there is no such file"),
     "no model": (with_options("--model", "{folder}/users.parquet"), "users.parquet is no ONNX model"),
@@ -161,12 +238,45 @@ REFUSALS: dict[str, tuple[Prepare, str]] = {
         with_options("--output", "{folder}/users.parquet", "--overwrite"),
         "users.parquet is one of the input's files",
     ),
+    "output is the model": (
+        with_options("--output", "{folder}/model.onnx", "--overwrite"),
+        "output {folder}/model.onnx is the model file; choose another name",
+    ),
+    "output is the model's data": (
+        with_file("model.onnx.data", "", "--output", "{folder}/model.onnx.data", "--overwrite"),
+        "model.onnx.data is the model's external data",
+    ),
+    "output is the allow list": (
+        with_file("a.txt", "1", "--allow-items", "{folder}/a.txt", "--output", "{folder}/a.txt", "--overwrite"),
+        "a.txt is the allow list",
+    ),
+    "output is the deny list": (
+        with_file("d.txt", "1", "--deny-items", "{folder}/d.txt", "--output", "{folder}/d.txt", "--overwrite"),
+        "d.txt is the deny list",
+    ),
+    "dead letters are the input": (
+        with_copy(
+            "users.parquet",
+            "o.parquet.bad_rows.parquet",
+            *("--input", "{folder}/o.parquet.bad_rows.parquet", "--bad-rows", "divert", "--overwrite"),
+        ),
+        "o.parquet.bad_rows.parquet is one of the input's files",
+    ),
     "output is a folder": (with_options("--output", "{folder}", "--overwrite"), "is a folder, expected the name of a"),
     "no such allow list": (
         with_options("--allow-items", "{folder}/none.txt"),
         "item list {folder}/none.txt: cannot be",
     ),
     "allow list of strangers": (with_file("a.txt", "-1\n-2", "--allow-items", "{folder}/a.txt"), "none of its 2 ids"),
+    "deny list of all that is allowed": (
+        with_item_lists(allow=3, deny=5),
+        "deny.txt: it holds every item of the allow list {folder}/allow.txt, so none is left",
+    ),
+    "deny list of everything": (with_item_lists(deny=40), "deny.txt: it holds every item, so none is left"),
+    "item list of several columns": (
+        with_parquet_list(user_id=[1], item=[2]),
+        "deny.parquet: columns ['user_id', 'item'], expected one of them named item_id",
+    ),
     "deny list of words": (
         with_file("d.txt", "12\napple", "--deny-items", "{folder}/d.txt"),
         "d.txt, line 2: 'apple' is no int64",
@@ -185,13 +295,13 @@ def test_a_refusal_is_one_line_and_leaves_nothing_behind(
         "--output": str(tmp_path / "o.parquet"),
     }
     more = prepare(tmp_path, model)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert run("score", *(part for pair in arguments.items() for part in pair), "--quiet", *more) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("ipsrec: ") and err.count("\n") == 1
     assert message.replace("{folder}", str(tmp_path)) in err
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_cuda_is_never_a_quiet_fall_to_cpu(

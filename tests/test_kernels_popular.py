@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipsrec_kernels.popular import popular, popular_order
+from ipsrec_kernels.popular import popular, popular_items
 from ipsrec_kernels.ragged import Ragged
 
 BOUNDED = settings(max_examples=100, deadline=None, derandomize=True)
@@ -13,9 +13,7 @@ BOUNDED = settings(max_examples=100, deadline=None, derandomize=True)
 def check(popularity, item_provider, *, top_k, num_users, allowed=None, seen=None, candidates=None, cap=None):
     """Every list equals its twin's; returns what popular() gave."""
     item_index, scores, counts = popular(
-        popular_order(popularity, allowed=allowed),
-        popularity,
-        item_provider,
+        popular_items(popularity, item_provider, allowed=allowed),
         top_k=top_k,
         num_users=num_users,
         seen=None if seen is None else Ragged(*naive.ragged(seen)),
@@ -74,12 +72,21 @@ def test_everything_seen_gives_an_empty_list():
 
 def test_wrong_arguments_are_refused():
     popularity, item_provider = np.array([0, 5, 9], np.int64), np.zeros(3, np.int32)
+    items = popular_items(popularity, item_provider, allowed=None)
     plain = {"top_k": 2, "num_users": 1, "seen": None, "candidates": None, "max_per_provider": None}
-    with pytest.raises(ValueError, match=r"order\[1\] is out of order; make it with popular_order"):
-        popular(np.array([1, 2], np.int32), popularity, item_provider, **plain)
-    with pytest.raises(ValueError, match=r"order\[0\] is 0, expected 1\.\.2"):
-        popular(np.array([0], np.int32), popularity, item_provider, **plain)
-    with pytest.raises(ValueError, match="popularity has 3 entries, item_provider 2"):
-        popular(np.array([2, 1], np.int32), popularity, item_provider[:2], **plain)
+    with pytest.raises(ValueError, match="item_provider has 2 entries, popularity 3"):
+        popular_items(popularity, item_provider[:2], allowed=None)
+    with pytest.raises(ValueError, match="allowed has 2 entries, popularity 3"):
+        popular_items(popularity, item_provider, allowed=np.ones(2, np.bool_))
+    with pytest.raises(ValueError, match="popularity is int32"):
+        popular_items(popularity.astype(np.int32), item_provider, allowed=None)
     with pytest.raises(ValueError, match="top_k is 0, expected 1 or more"):
-        popular(np.array([2, 1], np.int32), popularity, item_provider, **{**plain, "top_k": 0})
+        popular(items, **{**plain, "top_k": 0})
+    with pytest.raises(ValueError, match=r"candidates\.values\[0\] is 3, expected 0\.\.2"):
+        popular(items, **{**plain, "candidates": Ragged(np.array([3], np.int32), np.array([0, 1]))})
+
+
+def test_the_callers_arrays_are_not_written_to():
+    allowed = np.ones(3, np.bool_)
+    popular_items(np.array([0, 5, 9], np.int64), np.zeros(3, np.int32), allowed=allowed)
+    assert allowed.all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from ranx import evaluate as ranx_evaluate
 from ipsrec_onnx.catalog import catalog_to_table
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.evaluation import evaluate
+from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.retrieval import Ranker, Ranking, rank_users
 
 
 def write_dataset(folder: Path, model: TinyModel, histories: list[list[int]], providers: list[list[int]]) -> Path:
@@ -100,12 +103,39 @@ def test_metrics_do_not_depend_on_threads(tmp_path: Path, rng: np.random.Generat
     assert evaluate(model.path, dataset, threads=1).metrics == evaluate(model.path, dataset, threads=4).metrics
 
 
+def test_long_cutoffs_make_small_chunks_and_the_same_metrics(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model_file(tmp_path / "m.onnx")
+    dataset = write_dataset(tmp_path / "d", model, *random_histories(model, rng, 60))
+    expected = evaluate(model.path, dataset, cutoffs=(40,)).metrics
+    most = 0
+
+    def counted(ranker: Ranker, histories: Histories, **options: Any) -> Ranking:
+        nonlocal most
+        most = max(most, len(histories.lengths))
+        return rank_users(ranker, histories, **options)
+
+    monkeypatch.setattr("ipsrec_onnx.evaluation.rank_users", counted)
+    monkeypatch.setattr("ipsrec_onnx.retrieval._CHUNK_CANDIDATES", 300)
+    assert evaluate(model.path, dataset, cutoffs=(40,), threads=1).metrics == expected
+    assert most == 300 // 40
+
+
 def test_a_dataset_of_another_kind_of_ids_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     model = write_model_file(tmp_path / "m.onnx")
     dataset = write_dataset(tmp_path / "d", model, *random_histories(model, rng, 5))
+    histories = dataset / "histories.parquet"
     strings = write_model_file(tmp_path / "s.onnx", string_ids=True)
     with pytest.raises(DataError, match="column item_history: found ids of type int64, expected large_string"):
         evaluate(strings.path, dataset)
+    pq.write_table(pa.table({"user_id": [1], "item_history": [1], "provider_history": [1]}), histories)
+    with pytest.raises(DataError, match="column item_history is int64, expected lists of ids"):
+        evaluate(model.path, dataset)
+    lists = pa.array([[2**63, 1, 3]], pa.list_(pa.uint64()))
+    pq.write_table(pa.table({"user_id": [1], "item_history": lists, "provider_history": lists}), histories)
+    with pytest.raises(DataError, match="column item_history: found an id beyond int64"):
+        evaluate(model.path, dataset)
     with pytest.raises(DataError, match="is no dataset"):
         evaluate(model.path, tmp_path)
     with pytest.raises(ValueError, match="cutoffs are"):

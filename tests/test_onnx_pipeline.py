@@ -35,6 +35,37 @@ def test_only_a_few_chunks_are_in_flight() -> None:
     assert most <= 6
 
 
+@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("failing_chunk", [0, 1, 2])
+def test_a_chunk_that_fails_comes_before_a_reader_that_fails_after_it(threads: int, failing_chunk: int) -> None:
+    def work(number: int) -> int:
+        time.sleep(0.005)  # so that the reader fails first by the clock
+        if number == failing_chunk:
+            raise RuntimeError(f"chunk {number}")
+        return number
+
+    def chunks() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("reader")
+
+    taken: list[int] = []
+    with pytest.raises(RuntimeError, match=f"chunk {failing_chunk}"):
+        taken.extend(map_in_order(work, chunks(), threads=threads))
+    assert taken == list(range(failing_chunk))
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_reader_that_fails_is_heard_after_the_chunks_before_it(threads: int) -> None:
+    def chunks() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("reader")
+
+    taken: list[int] = []
+    with pytest.raises(OSError, match="reader"):
+        taken.extend(map_in_order(lambda number: number, chunks(), threads=threads))
+    assert taken == [0, 1, 2]
+
+
 @pytest.mark.parametrize("where", ["worker", "reader", "taker"])
 def test_the_first_exception_ends_every_thread(where: str) -> None:
     started: list[int] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from naive_scoring import naive_score_user
 
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.scoring import score
+from ipsrec_onnx.users import UserColumns, open_users, read_chunks
 
 
 def random_users(model: TinyModel, rng: np.random.Generator, num_users: int, *, longest: int = 14) -> pa.Table:
@@ -123,7 +126,12 @@ def test_score_equals_the_reference_under_any_filters(tmp_path: Path, data: st.D
             lists[name] = chosen
             paths[f"{name}_items"] = tmp_path / f"{name}.txt"
             paths[f"{name}_items"].write_text("\n".join(str(item) for item in chosen), encoding="utf-8")
-    score(model.path, tmp_path / "u.parquet", tmp_path / "o.parquet", overwrite=True, threads=2, **paths, **options)
+    paths["output"] = tmp_path / "o.parquet"
+    if not lists.get("allow", set(items)) - lists.get("deny", set()):
+        with pytest.raises(DataError, match="so none is left to recommend"):
+            score(model.path, tmp_path / "u.parquet", overwrite=True, **paths, **options)
+        return
+    score(model.path, tmp_path / "u.parquet", overwrite=True, threads=2, **paths, **options)
     expect_naive(model, users, tmp_path / "o.parquet", **options, **lists)
 
 
@@ -161,6 +169,92 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path, model: TinyM
     score(model.path, folder, tmp_path / "a", top_k=5)
     score(model.path, (tmp_path / "one.parquet").as_uri(), tmp_path / "b", top_k=5)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_folders_of_other_tools_are_not_users(tmp_path: Path, model: TinyModel, users: pa.Table) -> None:
+    folder = tmp_path / "_users"  # the name of the folder that is asked for says nothing
+    for name in ("a/1.parquet", "a/_temporary/2.parquet", ".b/3.parquet", "a/.4.parquet", "a/b/5.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(users, folder / name)
+    report = score(model.path, folder, tmp_path / "o", top_k=1)
+    assert report.counts.rows_in == 2 * users.num_rows
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_providers_in_some_files_of_a_folder_only_are_refused(
+    tmp_path: Path, model: TinyModel, users: pa.Table, first: str
+) -> None:
+    folder = tmp_path / "users"
+    folder.mkdir()
+    for name in "ab":
+        part = users if name == first else users.drop_columns("provider_history")
+        pq.write_table(part, folder / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet: columns .*; write all files of a folder with the same columns"):
+        score(model.path, folder, tmp_path / "o")
+
+
+@pytest.mark.parametrize("column", ["item_history", "choice"])
+def test_long_lists_make_small_chunks_and_the_same_bytes(
+    tmp_path: Path, model: TinyModel, users: pa.Table, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    pq.write_table(users, tmp_path / "u.parquet", row_group_size=100)
+    options: dict[str, Any] = {"top_k": 5, "candidates_column": "choice" if column == "choice" else None}
+    score(model.path, tmp_path / "u.parquet", tmp_path / "a", **options)
+    most = 40
+    monkeypatch.setattr("ipsrec_onnx.users._CHUNK_IDS", most)
+    opened = open_users(tmp_path / "u.parquet", UserColumns("user_id", column, None, None))
+    ids = [
+        len(chunk.rows[column].flatten()) + len(chunk.rows["provider_history"].flatten())
+        for chunk in read_chunks(opened, chunk_rows=100)
+    ]
+    assert sum(ids) / len(ids) <= most
+    score(model.path, tmp_path / "u.parquet", tmp_path / "b", **options)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_row_groups_of_the_long_layout_do_not_depend_on_the_length_of_the_lists(
+    tmp_path: Path, model: TinyModel, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(random_users(model, rng, 5_000), tmp_path / "u.parquet")
+    monkeypatch.setattr("ipsrec_onnx.retrieval._CHUNK_CANDIDATES", 2_000)  # chunks of 100 users
+    score(model.path, tmp_path / "u.parquet", tmp_path / "o", top_k=20, layout="long")
+    metadata = pq.ParquetFile(tmp_path / "o").metadata
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    assert rows == [65_536, sum(rows) - 65_536]
+
+
+def test_numbers_beyond_any_list_are_no_limit(tmp_path: Path, model: TinyModel, users: pa.Table) -> None:
+    pq.write_table(users, tmp_path / "u.parquet")
+    score(model.path, tmp_path / "u.parquet", tmp_path / "a", top_k=40)
+    score(model.path, tmp_path / "u.parquet", tmp_path / "b", top_k=10**20, max_per_provider=2**63)
+    assert pq.read_table(tmp_path / "a").equals(pq.read_table(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_item_lists_may_come_through_a_pipe(tmp_path: Path, model: TinyModel, users: pa.Table, parquet: bool) -> None:
+    pq.write_table(users, tmp_path / "u.parquet")
+    items = model.catalog.item_ids.to_pylist()[:5]
+    content = "\n".join(map(str, items)).encode()
+    if parquet:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"any": items}), sink)
+        content = sink.getvalue().to_pybytes()
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,), daemon=True)
+    writer.start()
+    report = score(model.path, tmp_path / "u.parquet", tmp_path / "o", deny_items=tmp_path / "pipe")
+    writer.join(timeout=10)
+    assert report.allowed_items == 35
+    expect_naive(model, users, tmp_path / "o", top_k=100, deny=set(items))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("layout", "wide"), ("unknown_items", "keep"), ("cold_users", "drop"), ("bad_rows", "drop"), ("top_k", 0)],
+)
+def test_an_impossible_value_is_refused_by_the_name_of_its_option(tmp_path: Path, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} is {value!r}, expected"):
+        score(tmp_path / "m", tmp_path / "u", tmp_path / "o", **{option: value})
 
 
 def test_long_layout_holds_the_same_candidates(tmp_path: Path, model: TinyModel, users: pa.Table) -> None:
@@ -322,6 +416,23 @@ def test_malformed_rows_are_diverted_with_their_reason(tmp_path: Path, model: Ti
         {"file": "u.parquet", "row_group": row // 4, "row": row % 4, "reason": reason, **originals[row]}
         for row, reason in reasons.items()
     ]
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_ids_beyond_int64_are_diverted(tmp_path: Path, model: TinyModel, dictionary: bool) -> None:
+    item = model.catalog.item_ids.to_pylist()[0]
+    lists = pa.array([[item], [], [item, 2**63], [None], [2**63 - 1]], pa.list_(pa.uint64()))
+    if dictionary:
+        lists = pa.ListArray.from_arrays(lists.offsets, lists.values.dictionary_encode())
+    pq.write_table(pa.table({"user_id": range(5), "item_history": lists}), tmp_path / "u.parquet")
+    report = score(model.path, tmp_path / "u.parquet", tmp_path / "o", top_k=3, bad_rows="divert")
+    assert (report.counts.rows_out, report.counts.unknown_items) == (3, 1)
+    dead = pq.read_table(tmp_path / "o.bad_rows.parquet").to_pylist()
+    assert [(row["row"], row["reason"]) for row in dead] == [
+        (2, "item_history holds an id beyond int64"),
+        (3, "item_history holds a null"),
+    ]
+    assert dead[0]["item_history"] == [item, 2**63]
 
 
 @pytest.mark.parametrize("bad_row", [1, 2, 3, 5, 6, 7])

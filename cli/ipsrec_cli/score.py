@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="A malformed row: refuse it, or set it aside in OUTPUT.bad_rows.parquet with the reason.",
 )
-@click.option("--allow-items", help="Parquet or text file of the only items to recommend.")
-@click.option("--deny-items", help="Parquet or text file of items never to recommend.")
+@click.option("--allow-items", help="Parquet (column item_id) or text file of the only items to recommend.")
+@click.option("--deny-items", help="Parquet (column item_id) or text file of items never to recommend.")
 @click.option(
     "--max-per-provider", type=click.IntRange(min=1), help="Items of one provider in a list at most.  [default: any]"
 )
@@ -63,9 +63,8 @@ if TYPE_CHECKING:
 @click.option("--item-column", default="item_history", show_default=True, help="Column of item lists, oldest first.")
 @click.option(
     "--provider-column",
-    default="provider_history",
-    show_default=True,
-    help="Column of provider lists; without it, the model's catalog says who offers an item.",
+    help="Column of provider lists; without any, the model's catalog says who offers an item.  "
+    "[default: provider_history, if the input has it]",
 )
 @device_option
 @threads_option
@@ -88,7 +87,7 @@ def score(
     candidates_column: str | None,
     user_column: str,
     item_column: str,
-    provider_column: str,
+    provider_column: str | None,
     device: Literal["cpu", "cuda"],
     threads: int | None,
     overwrite: bool,
