@@ -1,29 +1,42 @@
-"""Outputs that are there whole or not at all: written under a temporary name beside the target, then renamed."""
+"""Outputs that are there whole or not at all: written under a temporary name beside the target, then renamed.
+
+A temporary is hidden, and locked for as long as its process lives. One that nobody holds is what a killed process left,
+and the next output of that name removes it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ipsrec_onnx.errors import DataError
 
 _NO_ROOM = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too big"}
+_STALE_S = 60.0  # a younger temporary may belong to a process that is about to lock it
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool) -> Path:
     """Say early, before any work, whether an output could be written.
 
     Raises:
-        DataError: the target exists and overwrite is False, or its parent is no folder or cannot be written to.
+        DataError: the target exists and overwrite is False, or is a device or pipe; its name is too long; or its parent
+            is no folder or cannot be written to.
     """
     target = Path(path)
     if not target.name:
         raise DataError(f"output {str(target)!r} has no name of its own; name a file or folder in it")
+    with _readable_errors(target):
+        _look_at(target)
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise DataError(f"output {target} is a device or a pipe, expected a file or folder; choose another name")
     if os.path.lexists(target) and not overwrite:
         raise DataError(f"output {target} exists already; choose another name, or replace it with --overwrite")
     parent = target.parent
@@ -35,6 +48,11 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> Path:
     return target
 
 
+def follow_link(target: Path) -> Path:
+    """Where an output is written: a link stays, and what it points to is written, as the shell's `>` does."""
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary name to write to; the file takes the name `path` when the block ends without an error.
@@ -42,7 +60,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     On an error in the block, nothing is left, and an old file of that name stays as it was.
 
     Args:
-        path: the file to make.
+        path: the file to make. A link is followed: it stays, and the file that it points to is made or replaced.
         overwrite: replace an existing file.
 
     Yields:
@@ -51,12 +69,10 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         DataError: as refuse_existing; or the target is a folder; or the disk is full.
     """
-    target = refuse_existing(path, overwrite=overwrite)
+    target = refuse_existing(follow_link(refuse_existing(path, overwrite=overwrite)), overwrite=overwrite)
     if target.is_dir():
         raise DataError(f"output {target} is a folder, expected the name of a file; choose another name")
-    temporary = _temporary(target)
-    with _readable_errors(target), _removed_on_error(temporary, temporary.unlink):
-        temporary.touch(exist_ok=False)
+    with _readable_errors(target), _temporary(target, as_folder=False) as temporary:
         yield temporary
         _sync(temporary)
         refuse_existing(target, overwrite=overwrite)  # somebody may have made it while we wrote
@@ -82,9 +98,7 @@ def atomic_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
     """
     target = refuse_existing(path, overwrite=overwrite)
     _refuse_other_kind(target, marker)
-    temporary = _temporary(target)
-    with _readable_errors(target), _removed_on_error(temporary, lambda: shutil.rmtree(temporary)):
-        temporary.mkdir()
+    with _readable_errors(target), _temporary(target, as_folder=True) as temporary:
         yield temporary
         for part in sorted(temporary.rglob("*")):
             _sync(part)
@@ -92,6 +106,14 @@ def atomic_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
         refuse_existing(target, overwrite=overwrite)  # somebody may have made it while we wrote
         _replace_folder(temporary, target, marker)
     _sync(target.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside a target, on the same file system, which is gone when the block ends."""
+    with _readable_errors(target), _temporary(target, as_folder=True) as temporary:
+        yield temporary
+        _remove(temporary)
 
 
 def _refuse_other_kind(target: Path, marker: str) -> None:
@@ -110,7 +132,8 @@ def _replace_folder(temporary: Path, target: Path, marker: str) -> None:
         temporary.rename(target)
         return
     _refuse_other_kind(target, marker)
-    old = _temporary(target)
+    # Not a temporary name: until the new folder has taken its place, this is the only one and must not be cleaned up.
+    old = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.old")
     target.rename(old)
     try:
         temporary.rename(target)
@@ -120,21 +143,69 @@ def _replace_folder(temporary: Path, target: Path, marker: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _temporary(target: Path) -> Path:
-    """A hidden name that nobody else uses, on the same file system as the target."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+@contextlib.contextmanager
+def _temporary(target: Path, *, as_folder: bool) -> Iterator[Path]:
+    """Make a hidden file or folder beside the target and hold it; leave nothing of it when the block fails."""
+    _remove_stale(target)
+    temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.tmp")
+    try:
+        if as_folder:
+            temporary.mkdir()
+        else:
+            temporary.touch(exist_ok=False)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a file system without locks: nothing is ever cleaned up there
+                held.enter_context(_lock(temporary))
+            yield temporary
+    except BaseException:
+        with contextlib.suppress(OSError):  # the error that brought us here matters more
+            _remove(temporary)
+        raise
+
+
+def _prefix(target: Path) -> str:
+    """How the temporary names of a target begin; the target's own name may fill all 255 bytes that a name can have."""
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
+    return f".{target.name[:40]}.{digest[:8]}."
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove what killed processes left of this target: old enough, and nobody holds it."""
+    with contextlib.suppress(OSError):  # a folder that can be written to but not listed
+        for path in target.parent.iterdir():
+            if path.name.startswith(_prefix(target)) and path.suffix == ".tmp":
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _STALE_S:
+                        with _lock(path):
+                            _remove(path)
 
 
 @contextlib.contextmanager
-def _removed_on_error(temporary: Path, remove: Callable[[], None]) -> Iterator[None]:
-    """Leave nothing half-written, also when the block is interrupted."""
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a file or folder; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        OSError: another one holds it, or the file system has no locks.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BaseException:
-        if temporary.exists():
-            with contextlib.suppress(OSError):  # the error that brought us here matters more
-                remove()
-        raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _look_at(target: Path) -> None:
+    """Raise what keeps us from even looking, such as a name that is too long; that nothing is there is fine."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        target.lstat()
 
 
 @contextlib.contextmanager
@@ -146,15 +217,19 @@ def _readable_errors(target: Path) -> Iterator[None]:
         if error.errno in _NO_ROOM:
             found = _NO_ROOM[error.errno]
             raise DataError(f"output {target}: {found}; make room, or choose another folder") from error
+        if error.errno == errno.ENAMETOOLONG and _about(error, target):
+            raise DataError(f"output {target}: the name is too long; choose a shorter one") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _about(error, target):
             raise DataError(f"output {target}: cannot be written ({error.strerror}); choose another folder") from error
         raise
 
 
 def _about(error: OSError, target: Path) -> bool:
-    """Is this error about our temporary file or folder, rather than about an input?"""
-    prefix = os.fspath(target.with_name(f".{target.name}."))
-    return isinstance(error.filename, str | os.PathLike) and os.fspath(error.filename).startswith(prefix)
+    """Is this error about the target or a temporary of it, rather than about an input?"""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    name = os.fspath(error.filename)
+    return name == os.fspath(target) or name.startswith(os.fspath(target.with_name(_prefix(target))))
 
 
 def _sync(path: Path) -> None:

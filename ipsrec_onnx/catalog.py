@@ -56,6 +56,14 @@ class Catalog:
         """Finds the provider_index of a provider id; 0 for an id that is not here."""
         return id_table(self.provider_ids, what="provider id")
 
+    def build_tables(self) -> None:
+        """Build both tables now: before threads share them, and while the caller knows which file is at fault.
+
+        Raises:
+            DataError: an id is there twice.
+        """
+        _ = self.item_table, self.provider_table
+
 
 def _check(catalog: Catalog) -> None:
     """Refuse a catalog whose parts do not fit each other."""
@@ -67,6 +75,8 @@ def _check(catalog: Catalog) -> None:
         catalog.provider_ids
     ):
         raise DataError(f"catalog: a provider_index lies outside 0..{len(catalog.provider_ids)}")
+    if int(catalog.popularity.min()) < 0:
+        raise DataError(f"catalog: popularity {int(catalog.popularity.min())}, expected 0 or more")
 
 
 def catalog_to_table(catalog: Catalog) -> tuple[pa.Table, pa.Table]:
@@ -85,7 +95,7 @@ def catalog_from_tables(items: pa.Table, providers: pa.Table) -> Catalog:
     """Read back what catalog_to_table gave.
 
     Raises:
-        DataError: a column is missing or of another type.
+        DataError: a column is missing, of another type, or has a null or a number that does not fit.
     """
     for table, columns in ((items, ("item_id", "provider_index", "popularity")), (providers, ("provider_id",))):
         missing = [column for column in columns if column not in table.column_names]
@@ -94,16 +104,23 @@ def catalog_from_tables(items: pa.Table, providers: pa.Table) -> Catalog:
     return Catalog(
         item_ids=plain_ids(items["item_id"], where="catalog, column item_id"),
         provider_ids=plain_ids(providers["provider_id"], where="catalog, column provider_id"),
-        item_provider=_after_padding(items["provider_index"], np.dtype(np.int32)),
-        popularity=_after_padding(items["popularity"], np.dtype(np.int64)),
+        item_provider=_after_padding(items, "provider_index", pa.int32()),
+        popularity=_after_padding(items, "popularity", pa.int64()),
     )
 
 
-def _after_padding(column: pa.ChunkedArray, dtype: np.dtype[np.signedinteger]) -> npt.NDArray[np.signedinteger]:
+def _after_padding(items: pa.Table, name: str, arrow_type: pa.DataType) -> npt.NDArray[np.signedinteger]:
     """(n,) column -> (n + 1,) array whose row 0 belongs to PADDING."""
-    array = np.zeros(len(column) + 1, dtype)
-    array[1:] = column.to_numpy()
-    return array
+    column = items[name]
+    if column.null_count or not pa.types.is_integer(column.type):
+        raise DataError(
+            f"catalog, column {name}: found {column.type} with {column.null_count} nulls, expected integers without"
+        )
+    try:
+        numbers = column.cast(arrow_type)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"catalog, column {name}: a number does not fit into {arrow_type}: {error}") from error
+    return np.concatenate([np.zeros(1, arrow_type.to_pandas_dtype()), numbers.to_numpy()])
 
 
 def table_to_text(table: pa.Table) -> str:
@@ -119,7 +136,12 @@ def table_from_text(text: str) -> pa.Table:
     """Read what table_to_text wrote.
 
     Raises:
-        ValueError: the text is no base64 or no Arrow stream (pyarrow.ArrowInvalid is a ValueError).
+        ValueError: the text is no base64 or no whole Arrow stream.
     """
-    with pa.ipc.open_stream(pa.py_buffer(base64.b64decode(text, validate=True))) as reader:
-        return reader.read_all()
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(base64.b64decode(text, validate=True))) as reader:
+            table = reader.read_all()
+        table.validate(full=True)  # else an offset that points outside its buffer would be followed
+    except (pa.ArrowException, OSError, MemoryError) as error:  # what Arrow raises depends on where the stream breaks
+        raise ValueError(f"no whole Arrow stream: {error}") from error
+    return table

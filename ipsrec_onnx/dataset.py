@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.readable import why_unreadable
 
 FORMAT_VERSION = 1
 INFO_FILE = "dataset.json"
@@ -61,14 +63,34 @@ def read_histories(dataset: Dataset) -> pa.Table:
     """Read all histories: user_id, item_history and provider_history (lists of ids, oldest first), sorted by user_id.
 
     Raises:
-        DataError: the file is missing or broken, or lacks a column.
+        DataError: the file is missing or broken, or lacks a column; a history is no list, or null, or has a null in it;
+            or a user's two histories are not equally long.
     """
     path = dataset.path / HISTORIES_FILE
     table = _read_table(path)
     missing = [column for column in HISTORY_COLUMNS if column not in table.column_names]
     if missing:
         raise DataError(f"{path}: column {missing[0]} is missing, found {table.column_names}; make the dataset again")
-    return table.select(HISTORY_COLUMNS)
+    table = table.select(HISTORY_COLUMNS)
+    _check_histories(table, path)
+    return table
+
+
+def _check_histories(table: pa.Table, path: Path) -> None:
+    """Refuse what split_histories and the readers after it rely on not being there."""
+    for name in ("item_history", "provider_history"):
+        column = table[name]
+        if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+            raise DataError(f"{path}: column {name} is {column.type}, expected lists of ids; make the dataset again")
+        if column.null_count or pc.list_flatten(column).null_count:
+            raise DataError(f"{path}: column {name} has a null history or a null in one; make the dataset again")
+    uneven = pc.not_equal(*(pc.list_value_length(table[name]).cast(pa.int64()) for name in HISTORY_COLUMNS[1:]))
+    row = pc.index(uneven, value=True).as_py()
+    if row >= 0:
+        raise DataError(
+            f"{path}, row {row}, user_id {table['user_id'][row]}: {len(table['item_history'][row])} items, "
+            f"{len(table['provider_history'][row])} providers, expected as many of each; make the dataset again"
+        )
 
 
 def split_histories(table: pa.Table, split: Split) -> pa.Table:
@@ -131,13 +153,16 @@ def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
 
 def _read_info(path: Path) -> dict[str, Any]:
     """Read dataset.json and check what everything else rests on."""
-    if not path.is_file():
-        raise DataError(f"{path.parent} is no dataset: it has no {path.name}; make one with `ipsrec prepare`")
+    reason = why_unreadable(path)
+    if reason is not None:
+        raise DataError(
+            f"{path.parent} is no dataset that can be read: {path.name}: {reason}; make one with `ipsrec prepare`"
+        )
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version = info["format_version"]
         info["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is broken ({error!r}); make the dataset again with `ipsrec prepare`") from error
     if version != FORMAT_VERSION:
         mend = "upgrade ipsrec-onnx" if isinstance(version, int) and version > FORMAT_VERSION else "prepare it again"
@@ -147,8 +172,9 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 def _read_table(path: Path) -> pa.Table:
     """Read one Parquet file of a dataset."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing, so the dataset is not whole; make it again with `ipsrec prepare`")
+    reason = why_unreadable(path)
+    if reason is not None:
+        raise DataError(f"{path}: {reason}, so the dataset is not whole; make it again with `ipsrec prepare`")
     try:
         return pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:

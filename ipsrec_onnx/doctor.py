@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipsrec_onnx.cores import cgroup_cores, usable_cores
+from ipsrec_onnx.errors import ExecutionProviderError
 from ipsrec_onnx.versions import package_version
 
 if TYPE_CHECKING:  # doctor must run where onnxruntime is missing
@@ -47,15 +49,16 @@ def doctor(device: Device | None = None) -> dict[str, Any]:
         and "mend"; no problems means that the machine is fine.
     """
     versions = {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}}
-    execution_providers = _execution_providers()
+    execution_providers, broken = _execution_providers()
     limits = {name: os.environ[name] for name in _THREAD_LIMITS if name in os.environ}
     cache = _numba_cache()
     problems = [
         *wheel_problems(versions),
+        *broken,
         *thread_problems(limits, cores=usable_cores(), quota=cgroup_cores()),
         *cache_problems(cache),
     ]
-    if device == "cuda":
+    if device == "cuda" and not broken:
         problems += cuda_problems(versions, execution_providers)
     return {
         "versions": versions,
@@ -87,9 +90,11 @@ def thread_problems(limits: dict[str, str], *, cores: int, quota: float | None) 
     """A thread limit that is no number or above the cores, and a quota below them, slow a job down quietly."""
     problems = []
     for name, text in limits.items():
-        if not text.isdigit() or int(text) < 1:
+        # OpenMP takes one number for each level of nesting; the first is the one that counts here.
+        levels = text.split(",") if name == "OMP_NUM_THREADS" else [text]
+        if not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,8}\s*", level) for level in levels):
             problems.append(Problem(f"{name} is {text!r}, expected a number, 1 or more", f"unset {name}"))
-        elif int(text) > cores:
+        elif int(levels[0]) > cores:
             problems.append(Problem(f"{name} is {text}, but only {cores} cores are usable", f"export {name}={cores}"))
     if quota is not None and quota < cores:
         fitting = max(1, int(quota))
@@ -173,12 +178,17 @@ def _library_problems() -> list[Problem]:
     return []
 
 
-def _execution_providers() -> list[str]:
+def _execution_providers() -> tuple[list[str], list[Problem]]:
+    """What onnxruntime has; and what is wrong with it where it is there, but not whole."""
     if find_spec("onnxruntime") is None:
-        return []
-    from ipsrec_onnx.session import available_execution_providers
+        return [], []
+    mend = f"pip uninstall -y {CPU_WHEEL} {GPU_WHEEL} && pip install 'ipsrec-onnx[cpu]' (or [gpu])"
+    try:
+        from ipsrec_onnx.session import available_execution_providers
 
-    return available_execution_providers()
+        return available_execution_providers(), []
+    except (ImportError, ExecutionProviderError) as error:
+        return [], [Problem(f"onnxruntime cannot be used: {str(error).partition('; mend')[0]}", mend)]
 
 
 def _numba_cache() -> Path:

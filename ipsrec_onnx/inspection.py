@@ -7,7 +7,7 @@ from typing import Any
 
 from ipsrec_kernels.topk import HistoryTerms
 from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
-from ipsrec_onnx.opset import graph_opset
+from ipsrec_onnx.onnx_proto import graph_opset
 
 
 def inspect(model: str | Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import onnxruntime
 from ipsrec_kernels.topk import HistoryTerms
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables, table_from_text
 from ipsrec_onnx.errors import DataError, ModelFileError
+from ipsrec_onnx.onnx_proto import external_data_files
+from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import Device, open_session, run_session
 
 FORMAT_VERSION = 1
@@ -72,75 +75,95 @@ def open_model_file(path: str | Path, *, device: Device = "cpu") -> ModelFile:
     """Open a model file and check it.
 
     Raises:
-        ModelFileError: there is no such file; it is no ONNX model or none of ours; it is newer than this version; its
-            gate was not passed; or its metadata is broken.
+        ModelFileError: there is no such file, or it cannot be read; it is no ONNX model or none of ours; it is newer
+            than this version; its gate was not passed; or its metadata is broken.
         ExecutionProviderError: the device is not there.
     """
-    file = Path(path)
-    if not file.is_file():
-        found = "it is a folder" if file.is_dir() else "there is no such file"
-        raise ModelFileError(f"model {path}: {found}; give the .onnx file that `ipsrec export` wrote")
-    session = open_session(file, device=device)
-    texts = session.get_modelmeta().custom_metadata_map
-    version = _format_version(file, texts)
-    try:
-        history_terms = json.loads(texts[PREFIX + "history_terms"])
-        parts = {name: _json_object(texts, name) for name in ("settings", "training", "gate")}
-        catalog = _catalog(texts)
-        max_len = int(parts["settings"]["max_len"])
-        model_file = ModelFile(
-            path=file,
-            format_version=version,
-            model=texts[PREFIX + "model"],
-            **parts,
-            catalog=catalog,
-            history_terms=None if history_terms is None else _history_terms(history_terms, max_len),
-            item_embeddings=_item_embeddings(session, catalog.num_items),
-            session=session,
-        )
-    except (KeyError, TypeError, ValueError, DataError) as error:
-        named = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        raise ModelFileError(f"model {path}: its metadata is broken: {named}; export it again") from error
-    except ModelFileError as error:
-        raise ModelFileError(f"model {path}: {error}") from error
+    model_file = read_model_file(path, device=device)
     if model_file.gate.get("passed") is not True:
         raise ModelFileError(f"model {path}: it did not pass the gate of `ipsrec export`; export it again")
     return model_file
 
 
-def model_file_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a model file, its external data included.
+def read_model_file(path: str | Path, *, device: Device = "cpu") -> ModelFile:
+    """Open a model file as open_model_file does, without asking for the gate's verdict: the gate itself needs this."""
+    file = Path(path)
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise ModelFileError(f"model {path}: {reason}; give the .onnx file that `ipsrec export` wrote")
+    session = open_session(file, device=device)
+    try:
+        return _read_metadata(file, session)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, DataError) as error:
+        named = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise ModelFileError(f"model {path}: its metadata is broken: {named}; export it again") from error
+    except ModelFileError as error:
+        raise ModelFileError(f"model {path}: {error}") from error
 
-    External data is taken where torch.onnx puts it: beside the model, under its name plus `.data`.
+
+def model_file_sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a model file, and after it of the files that its graph names as external data, by name.
+
+    Raises:
+        ModelFileError: one of them cannot be read.
     """
     digest = hashlib.sha256()
-    for part in (Path(path), Path(f"{path}.data")):
-        if part.is_file():
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+    for part in (Path(path), *(Path(path).parent / name for name in external_data_files(path))):
+        reason = why_unreadable(part)
+        if reason is not None:
+            raise ModelFileError(f"model {path}: {part}: {reason}; keep its external data beside it")
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
-def _format_version(path: Path, texts: Mapping[str, str]) -> int:
+def _read_metadata(path: Path, session: onnxruntime.InferenceSession) -> ModelFile:
+    """Read everything that a file says beside its graph; its errors do not name the file."""
+    texts = session.get_modelmeta().custom_metadata_map
+    version = _format_version(texts)
+    parts = {name: _json_object(texts, name) for name in ("settings", "training", "gate")}
+    max_len = parts["settings"]["max_len"]
+    if type(max_len) is not int or max_len < 1:
+        raise ValueError(f"max_len is {max_len!r}, expected a whole number, 1 or more")
+    catalog = _catalog(texts)
+    history_terms = _json(texts, "history_terms")
+    return ModelFile(
+        path=path,
+        format_version=version,
+        model=texts[PREFIX + "model"],
+        **parts,
+        catalog=catalog,
+        history_terms=None if history_terms is None else _history_terms(history_terms, max_len),
+        item_embeddings=_item_embeddings(session, catalog.num_items),
+        session=session,
+    )
+
+
+def _format_version(texts: Mapping[str, str]) -> int:
     """Read the version before anything else: nothing more can be said of a newer file."""
     text = texts.get(PREFIX + "format_version")
     if text is None:
         raise ModelFileError(
-            f"model {path}: an ONNX model without {PREFIX}* metadata, so it is none of ours; "
-            "give the file that `ipsrec export` wrote"
+            f"an ONNX model without {PREFIX}* metadata, so it is none of ours; give the file that `ipsrec export` wrote"
         )
-    if not text.isascii() or not text.isdigit():
-        raise ModelFileError(f"model {path}: format version {text!r}, expected a number; export it again")
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ModelFileError(f"format version {text[:20]!r}, expected a number, 1 or more; export it again")
     if int(text) > FORMAT_VERSION:
         raise ModelFileError(
-            f"model {path}: format version {text}, this ipsrec-onnx reads up to {FORMAT_VERSION}; upgrade ipsrec-onnx"
+            f"format version {text}, this ipsrec-onnx reads up to {FORMAT_VERSION}; upgrade ipsrec-onnx"
         )
     return int(text)
 
 
-def _json_object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
+def _json(texts: Mapping[str, str], name: str) -> Any:
     value = json.loads(texts[PREFIX + name])
+    json.dumps(value, allow_nan=False)  # Python reads NaN and 1e400, which no JSON of ours could say again
+    return value
+
+
+def _json_object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
+    value = _json(texts, name)
     if not isinstance(value, dict):
         raise ValueError(f"{PREFIX}{name} is no JSON object")
     return value
@@ -150,6 +173,7 @@ def _catalog(texts: Mapping[str, str]) -> Catalog:
     catalog = catalog_from_tables(*(table_from_text(texts[PREFIX + name]) for name in ("catalog", "providers")))
     if catalog.num_items == 0:
         raise ValueError("the catalog has no items")
+    catalog.build_tables()
     return catalog
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,19 @@ _MODEL_AT_FAULT = {"InvalidGraph", "NoSuchFile", "NoModel"}
 
 
 def available_execution_providers() -> list[str]:
-    """Execution providers that the installed onnxruntime was built with, best first."""
+    """Execution providers that the installed onnxruntime was built with, best first.
+
+    Raises:
+        ExecutionProviderError: of onnxruntime only an empty folder is left.
+    """
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # Python imports a folder without __init__.py, too: what removing one of the two wheels leaves of the other.
+        folder = next(iter(onnxruntime.__path__))
+        raise ExecutionProviderError(
+            f"the onnxruntime at {folder} is not whole, as after removing one of two installed "
+            "wheels; mend it with: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ipsrec-onnx[cpu]' "
+            "(or [gpu])"
+        )
     return list(onnxruntime.get_available_providers())
 
 
@@ -31,7 +45,7 @@ def open_session(path: str | Path, *, device: Device) -> onnxruntime.InferenceSe
 
     Raises:
         ModelFileError: the file is no ONNX model.
-        ExecutionProviderError: the device's execution provider is not there, or did not start.
+        ExecutionProviderError: onnxruntime is broken, or the device's execution provider is not there or did not start.
     """
     wanted = _EXECUTION_PROVIDER[device]
     if wanted not in available_execution_providers():
@@ -44,7 +58,8 @@ def open_session(path: str | Path, *, device: Device) -> onnxruntime.InferenceSe
     options.log_severity_level = _ERRORS_ONLY
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls(directory="")  # CUDA's libraries, where pip packages brought them
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses, and stdout is for data
+            onnxruntime.preload_dlls(directory="")  # CUDA's libraries, where pip packages brought them
     order = [wanted] if device == "cpu" else [wanted, _EXECUTION_PROVIDER["cpu"]]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=order, enable_fallback=0)

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow as pa
 import pytest
 import torch
 from naive_training import NaiveModel
+from safetensors.torch import load_file, save_file
 from training_data import MAX_LEN, build_graph_once, make_dataset, make_run
 
 from ipsrec_export import export as module
 from ipsrec_export.export import export
-from ipsrec_onnx.catalog import catalog_to_table, table_from_text
+from ipsrec_onnx.catalog import catalog_to_table, table_from_text, table_to_text
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError, ModelFileError
 from ipsrec_onnx.model_file import open_model_file
+from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_train.batches import load_histories
 from ipsrec_train.run import load_model, open_run
 
@@ -128,18 +134,21 @@ def test_a_large_model_has_its_weights_beside_it_and_both_move_together(trained,
     (tmp_path / "made").mkdir()
     (tmp_path / "moved").mkdir()
     report = export(trained, tmp_path / "made" / "model.onnx")
-    assert names(tmp_path / "made") == ["model.onnx", "model.onnx.data"]
+    graph, data = names(tmp_path / "made")
+    digest = hashlib.sha256((tmp_path / "made" / data).read_bytes()).hexdigest()
+    assert (graph, data) == ("model.onnx", f"model.onnx.{digest[:12]}.data")
+    assert external_data_files(tmp_path / "made" / graph) == [data]
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "made").iterdir()}
     assert report.bytes_written == sum(sizes.values())
     model, _ = load_model(open_run(trained))
-    assert sizes["model.onnx.data"] >= 4 * model.items.weight.numel()
+    assert sizes[data] >= 4 * model.items.weight.numel()
     for name in sizes:
         shutil.move(tmp_path / "made" / name, tmp_path / "moved" / name)
     shutil.rmtree(tmp_path / "made")
     opened = open_model_file(tmp_path / "moved" / "model.onnx")
     np.testing.assert_array_equal(opened.item_embeddings, model.item_embeddings().detach().numpy())
     assert_scores_as_trained(tmp_path / "moved" / "model.onnx", trained)
-    (tmp_path / "moved" / "model.onnx.data").unlink()
+    (tmp_path / "moved" / data).unlink()
     with pytest.raises(ModelFileError):
         open_model_file(tmp_path / "moved" / "model.onnx")
 
@@ -170,13 +179,154 @@ def test_an_existing_output_is_refused_without_overwrite(trained, tmp_path):
     assert_scores_as_trained(tmp_path / "model.onnx", trained)
 
 
-@pytest.mark.parametrize("limit", [0, 2**31])
-def test_a_file_that_has_the_name_of_the_weights_is_not_lost_either(trained, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", limit)
-    (tmp_path / "model.onnx.data").write_text("precious")
-    with pytest.raises(DataError, match=r"model.onnx.data exists already"):
+def test_a_file_that_only_looks_like_the_weights_is_kept(trained, tmp_path, in_two_files):
+    precious = ["model.onnx.data", "model.onnx.backup.data", "other.onnx.0123456789ab.data"]
+    for name in precious:
+        (tmp_path / name).write_text("precious")
+    export(trained, tmp_path / "model.onnx")
+    export(trained, tmp_path / "model.onnx", overwrite=True)
+    assert len(names(tmp_path)) == len(precious) + 2
+    assert {(tmp_path / name).read_text() for name in precious} == {"precious"}
+
+
+class Killed(BaseException):
+    """Stands for a kill: the process does nothing more."""
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_kill_between_the_renames_leaves_the_old_model_or_the_new(trained, tmp_path, monkeypatch, renames):
+    """The old and the new model differ in their weights alone, both in external data."""
+    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+    path = tmp_path / "model.onnx"
+    write_old_model(trained, path)
+    old = users_of(path, trained)[0]
+    done = []
+
+    def rename(real):
+        def renamed(source, target):
+            if Path(target).parent == tmp_path and source.suffix == ".tmp" and Path(target).suffix != ".tmp":
+                if len(done) == renames:
+                    raise Killed
+                done.append(target)
+            return real(source, target)
+
+        return renamed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", rename(Path.replace))
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # the dead clean nothing up
+        try:
+            export(trained, path, overwrite=True)
+        except Killed:
+            assert len(done) == renames < 2
+    found = users_of(path, trained)[0]
+    if renames < 2:
+        np.testing.assert_array_equal(found, old)
+    else:
+        assert_scores_as_trained(path, trained)
+
+
+def write_old_model(trained, path):
+    """A model file of other weights under the same name."""
+    run = shutil.copytree(trained, path.parent / "old run")
+    weights = load_file(run / "model.safetensors")
+    weights["items.weight"] *= 1.5
+    save_file(weights, run / "model.safetensors")
+    export(run, path, dataset=trained.parent / "dataset")
+    shutil.rmtree(run)
+
+
+def test_the_data_of_the_replaced_model_go_and_those_of_a_failed_export_too(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+    path = tmp_path / "model.onnx"
+    write_old_model(trained, path)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    replace = Path.replace
+
+    def no_room(source, target):
+        if Path(target) == path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", no_room)
+        with pytest.raises(DataError, match="no space is left"):
+            export(trained, path, overwrite=True)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+    export(trained, path, overwrite=True)
+    assert len(names(tmp_path)) == 2
+    assert not set(names(tmp_path)) & (set(before) - {"model.onnx"})
+    assert_scores_as_trained(path, trained)
+
+
+def test_metadata_count_for_what_one_file_holds(trained, tmp_path, monkeypatch):
+    export(trained, tmp_path / "one.onnx")
+    proto = onnx.load(tmp_path / "one.onnx")
+    weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", weights + 10)
+    export(trained, tmp_path / "two.onnx")
+    assert len(names(tmp_path)) == 3
+
+
+def wrong_table(proto):
+    table = next(tensor for tensor in proto.graph.initializer if tensor.name == "item_embeddings")
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[-1, -1] = np.nextafter(values[-1, -1], np.float32(9))
+    table.CopyFrom(onnx.numpy_helper.from_array(values, "item_embeddings"))
+
+
+def wrong_terms(proto):
+    terms = json.loads(proto.metadata_props[5].value)
+    terms["item"][-1] += 1e-12
+    onnx.helper.set_model_props(proto, properties(proto) | {"ipsrec.history_terms": json.dumps(terms)})
+
+
+def wrong_catalog(proto):
+    items = table_from_text(properties(proto)["ipsrec.catalog"])
+    popularity = pa.array(items["popularity"].to_numpy()[::-1])
+    text = table_to_text(items.set_column(2, "popularity", popularity))
+    onnx.helper.set_model_props(proto, properties(proto) | {"ipsrec.catalog": text})
+
+
+def properties(proto):
+    found = {entry.key: entry.value for entry in proto.metadata_props}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(wrong_table, "item_embeddings"), (wrong_terms, "history terms"), (wrong_catalog, "catalog")],
+)
+def test_a_file_that_holds_anything_else_than_the_run_is_refused(trained, tmp_path, monkeypatch, change, what):
+    """The graph encodes as PyTorch does: only what lies beside it is wrong."""
+    real = module.add_metadata
+
+    def add_wrong(proto, **parts):
+        real(proto, **parts)
+        change(proto)
+
+    monkeypatch.setattr(module, "add_metadata", add_wrong)
+    with pytest.raises(ModelFileError, match=f"export: {what} in the file differ from those of the run"):
         export(trained, tmp_path / "model.onnx")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model.onnx.data": "precious"}
+    assert names(tmp_path) == []
+
+
+def test_a_draft_is_never_scored_with(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "set_gate", lambda proto, gate: None)
+    export(trained, tmp_path / "model.onnx")
+    with pytest.raises(ModelFileError, match="did not pass the gate"):
+        open_model_file(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("limit", [0, 2**31])
+def test_names_as_long_as_the_disk_allows(trained, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", limit)
+    longest = "m" * (255 - (len(".0123456789ab.data") if limit == 0 else 0))
+    export(trained, tmp_path / longest)
+    assert open_model_file(tmp_path / longest).gate["passed"]
+    with pytest.raises(DataError, match="the name is too long"):
+        export(trained, tmp_path / f"{longest}m")
+    assert len(names(tmp_path)) == 1 + (limit == 0)
 
 
 def other_weights(model):
@@ -190,8 +340,8 @@ def other_weights(model):
 def broken_encoder(change):
     real = module._encoder
 
-    def open_encoder(path):
-        encode = real(path)
+    def open_encoder(written):
+        encode = real(written)
         return lambda *arrays: change(encode(*arrays))
 
     return open_encoder

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -38,6 +39,16 @@ def random_histories(rng, num_items, users=80):
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     draw = rng.integers(1, num_items + 1, offsets[-1] + users).astype(np.int32)
     return Histories(values=draw[: offsets[-1]], offsets=offsets, targets=draw[offsets[-1] :])
+
+
+def exported(model, encode, **changes):
+    """The model's own tables beside an encoder."""
+    parts = {
+        "item_embeddings": model.item_embeddings().detach().numpy(),
+        "item_provider": model.item_provider.numpy().astype(np.int32),
+        "history_terms": history_terms(model),
+    }
+    return gate.Exported(encode=encode, **(parts | changes))
 
 
 def graph_encoder(graph):
@@ -94,7 +105,7 @@ def refusal(report: GateReport) -> str:
 @pytest.mark.parametrize("kind", KINDS[:7], ids="-".join)
 def test_every_model_passes_and_says_what_was_compared(kind, validation):
     model = exportable(*kind)
-    report = run_gate(model, graph_encoder(build_graph_once(model)), validation)
+    report = run_gate(model, exported(model, graph_encoder(build_graph_once(model))), validation)
     assert report.passed
     report.refuse_unless_passed()
     kinds = ("1", "2", str(MAX_LEN // 2), str(MAX_LEN), "mixed", "empty")
@@ -110,7 +121,7 @@ def test_every_model_passes_and_says_what_was_compared(kind, validation):
 @pytest.mark.parametrize("max_len", [1, 2])
 def test_the_shortest_models_pass(rng, max_len):
     model = exportable("ipsrec-c", "recommended", max_len=max_len)
-    report = run_gate(model, graph_encoder(build_graph_once(model)), random_histories(rng, ITEMS))
+    report = run_gate(model, exported(model, graph_encoder(build_graph_once(model))), random_histories(rng, ITEMS))
     assert report.passed
     assert {cell.lengths for cell in report.cells} == {"1", "2", "mixed", "empty"} - ({"2"} if max_len == 1 else set())
 
@@ -124,7 +135,7 @@ def test_its_grid_has_full_empty_and_mixed_histories_and_unknown_providers():
         return torch_encoder(model)(*arrays)
 
     nobody = Histories(values=np.zeros(0, np.int32), offsets=np.zeros(1, np.int64), targets=np.zeros(0, np.int32))
-    report = run_gate(model, encode, nobody)
+    report = run_gate(model, exported(model, encode), nobody)
     assert len(calls) == len(report.cells)
     for cell, (items, providers, lengths) in zip(report.cells, calls, strict=True):
         assert items.dtype == providers.dtype == lengths.dtype == np.int32
@@ -144,10 +155,10 @@ def test_its_grid_has_full_empty_and_mixed_histories_and_unknown_providers():
 
 def test_no_validation_users_leave_the_grid_to_decide(large_model):
     nobody = Histories(values=np.zeros(0, np.int32), offsets=np.zeros(3, np.int64), targets=np.ones(2, np.int32))
-    report = run_gate(large_model, torch_encoder(large_model), nobody)
+    report = run_gate(large_model, exported(large_model, torch_encoder(large_model)), nobody)
     assert report.passed
     assert report.validation_users == 0
-    assert not run_gate(large_model, changed_encoder(large_model, swap_first_two), nobody).passed
+    assert not run_gate(large_model, exported(large_model, changed_encoder(large_model, swap_first_two)), nobody).passed
 
 
 @pytest.mark.parametrize("part", ["item_fusion.0.key.weight", "item_input.position", "item_layers.1.inner.bias"])
@@ -157,7 +168,7 @@ def test_a_graph_of_other_weights_is_refused_with_figures(validation, part):
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.encoder.get_parameter(part)[0] *= 1.2
-    message = refusal(run_gate(other, graph_encoder(graph), validation))
+    message = refusal(run_gate(other, exported(model, graph_encoder(graph)), validation))
     assert "(at most 1e-04)" in message
     assert "overlap" in message
     assert "NDCG@10 change" in message
@@ -165,12 +176,17 @@ def test_a_graph_of_other_weights_is_refused_with_figures(validation, part):
 
 @pytest.mark.parametrize("change", [first_is_nan, last_is_infinite])
 def test_a_graph_that_gives_no_number_is_refused_with_figures(large_model, rng, change):
-    message = refusal(run_gate(large_model, changed_encoder(large_model, change), random_histories(rng, MANY_ITEMS)))
+    encode = changed_encoder(large_model, change)
+    message = refusal(run_gate(large_model, exported(large_model, encode), random_histories(rng, MANY_ITEMS)))
     assert "embedding error inf" in message
 
 
 def test_swapped_users_are_refused(large_model, rng):
-    report = run_gate(large_model, changed_encoder(large_model, swap_first_two), random_histories(rng, MANY_ITEMS))
+    report = run_gate(
+        large_model,
+        exported(large_model, changed_encoder(large_model, swap_first_two)),
+        random_histories(rng, MANY_ITEMS),
+    )
     assert "overlap" in refusal(report)
     cells = {(cell.batch_size, cell.lengths): cell for cell in report.cells}
     assert cells[1, "mixed"].embedding_error == 0.0
@@ -186,7 +202,7 @@ def test_an_error_in_one_shape_alone_is_refused(large_model, rng):
         users = encode(items, providers, lengths)
         return users * 1.01 if len(items) == 7 and items.shape[1] == 5 else users
 
-    report = run_gate(large_model, wrong_for_seven, random_histories(rng, MANY_ITEMS))
+    report = run_gate(large_model, exported(large_model, wrong_for_seven), random_histories(rng, MANY_ITEMS))
     wrong = [(cell.batch_size, cell.lengths) for cell in report.cells if cell.embedding_error > 0]
     assert wrong == [(7, "5")]
     refusal(report)
@@ -196,15 +212,28 @@ def test_lists_and_quality_are_bounds_of_their_own(large_model, rng, monkeypatch
     validation = random_histories(rng, MANY_ITEMS)
     encode = changed_encoder(large_model, lambda users: users[::-1].copy())
     monkeypatch.setattr(gate, "MAX_EMBEDDING_ERROR", float("inf"))
-    by_lists = run_gate(large_model, encode, validation)
+    by_lists = run_gate(large_model, exported(large_model, encode), validation)
     assert by_lists.overlap < 0.9
     refusal(by_lists)
     monkeypatch.setattr(gate, "MIN_OVERLAP", 0.0)
-    by_quality = run_gate(large_model, encode, validation)
+    by_quality = run_gate(large_model, exported(large_model, encode), validation)
     assert by_quality.ndcg_change > 1e-3
     refusal(by_quality)
     monkeypatch.setattr(gate, "MAX_NDCG_CHANGE", float("inf"))
-    assert run_gate(large_model, encode, validation).passed
+    assert run_gate(large_model, exported(large_model, encode), validation).passed
+
+
+@pytest.mark.parametrize("part", ["item_embeddings", "item_provider", "history_terms"])
+def test_onnx_ranks_with_the_files_own_tables(large_model, rng, part):
+    right = exported(large_model, torch_encoder(large_model))
+    value = getattr(right, part)
+    changed = type(value)(*(10 + weights for weights in value)) if part == "history_terms" else value[::-1].copy()
+    if part == "item_provider":
+        changed[0] = 0
+    report = run_gate(large_model, replace(right, **{part: changed}), random_histories(rng, MANY_ITEMS))
+    assert report.embedding_error == 0.0
+    assert report.overlap < 0.999
+    refusal(report)
 
 
 @pytest.mark.parametrize("with_terms", [True, False])
@@ -214,7 +243,7 @@ def test_its_ndcg_is_that_of_a_full_ranking(rng, with_terms):
     settings = small_settings(history_terms=with_terms, initializer_std=0.3)
     model = Model("ipsrec-s", settings, item_provider=providers, num_providers=8).eval()
     validation = random_histories(rng, 40)
-    report = run_gate(model, torch_encoder(model), validation)
+    report = run_gate(model, exported(model, torch_encoder(model)), validation)
     ranks = rank_targets(model, validation, device=torch.device("cpu"))
     ranks = ranks[ranks > 0]
     expected = np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean()
@@ -231,7 +260,7 @@ def test_history_terms_are_the_models_weights():
 
 
 def test_what_is_stored_says_the_bounds(large_model, rng):
-    report = run_gate(large_model, torch_encoder(large_model), random_histories(rng, MANY_ITEMS))
+    report = run_gate(large_model, exported(large_model, torch_encoder(large_model)), random_histories(rng, MANY_ITEMS))
     stored = report.as_metadata()
     assert stored["passed"] is True
     assert stored["bounds"] == {"max_embedding_error": 1e-4, "min_overlap": 0.999, "max_ndcg_change": 1e-3}

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from other_user import run_as_nobody
 
 from ipsrec_onnx.atomic import atomic_file, atomic_folder
 from ipsrec_onnx.dataset import open_dataset, read_histories, split_histories
@@ -119,6 +121,7 @@ def test_unknown_split_is_refused():
         ('{"format_version": 1}', "is broken"),
         ('{"format_version": 2, "fingerprint": ""}', "format_version 2, this version reads 1; upgrade ipsrec-onnx"),
         ('{"format_version": 0, "fingerprint": ""}', "prepare it again"),
+        ("[" * 100_000, "is broken"),
     ],
 )
 def test_broken_or_other_dataset_json_is_refused(folder, content, message):
@@ -128,7 +131,7 @@ def test_broken_or_other_dataset_json_is_refused(folder, content, message):
 
 
 def test_missing_and_broken_files_are_refused(folder, tmp_path):
-    with pytest.raises(DataError, match=r"is no dataset: it has no dataset\.json"):
+    with pytest.raises(DataError, match=r"is no dataset that can be read: dataset\.json: there is no such file"):
         open_dataset(tmp_path / "elsewhere")
     dataset = open_dataset(folder)
     pq.write_table(histories().drop_columns("provider_history"), folder / "histories.parquet")
@@ -138,8 +141,58 @@ def test_missing_and_broken_files_are_refused(folder, tmp_path):
     with pytest.raises(DataError, match=r"histories\.parquet cannot be read as Parquet"):
         read_histories(dataset)
     (folder / "catalog.parquet").unlink()
-    with pytest.raises(DataError, match=r"catalog\.parquet is missing"):
+    with pytest.raises(DataError, match=r"catalog\.parquet: there is no such file, so the dataset is not whole"):
         open_dataset(folder)
+
+
+def with_column(name, values, arrow_type):
+    table = histories()
+    return table.set_column(table.column_names.index(name), name, pa.array(values, arrow_type))
+
+
+INTS, TEXTS = pa.list_(pa.int64()), pa.list_(pa.string())
+WHOLE = {name: histories()[name].to_pylist() for name in ("item_history", "provider_history")}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            with_column("provider_history", [*WHOLE["provider_history"][:3], ["b", "a"], ["a"] * 4], TEXTS),
+            "row 3, user_id 4: 3 items, 2 providers, expected as many",
+        ),
+        (
+            with_column("provider_history", [*WHOLE["provider_history"][:3], ["b", "a"], ["a"] * 5], TEXTS),
+            "row 3, user_id 4: 3 items, 2 providers",  # as many in all
+        ),
+        (with_column("item_history", [None, *WHOLE["item_history"][1:]], INTS), "column item_history has a null"),
+        (with_column("provider_history", [None] * 5, TEXTS), "column provider_history has a null"),
+        (with_column("item_history", [[], [None], *WHOLE["item_history"][2:]], INTS), "item_history has a null"),
+        (with_column("item_history", [1, 2, 3, 4, 5], pa.int64()), "column item_history is int64, expected lists"),
+        (with_column("provider_history", list("abcde"), pa.string()), "column provider_history is string, expected"),
+        (with_column("item_history", [{}] * 5, pa.struct([("a", pa.int64())])), "item_history is struct"),
+    ],
+)
+def test_histories_that_do_not_fit_each_other_are_refused(folder, table, message):
+    pq.write_table(table, folder / "histories.parquet", row_group_size=2)
+    with pytest.raises(DataError, match=f"histories.parquet.*{message}"):
+        read_histories(open_dataset(folder))
+
+
+def test_histories_of_nobody_and_of_large_lists_can_be_read(folder):
+    for table in (histories().slice(0, 0), histories(pa.large_list)):
+        pq.write_table(table, folder / "histories.parquet")
+        assert read_histories(open_dataset(folder)).num_rows == table.num_rows
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("name", ["dataset.json", "catalog.parquet", "."])
+def test_what_may_not_be_read_is_refused(folder, name):
+    (folder / name).chmod(0)
+    program = f"from ipsrec_onnx.dataset import open_dataset\nopen_dataset({str(folder)!r})"
+    done = run_as_nobody(program, folder)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ipsrec_onnx.errors.DataError: ") and "it cannot be read (Permission denied)" in last
 
 
 # Outputs that are there whole or not at all

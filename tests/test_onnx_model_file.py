@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 from model_files import TinyModel, write_model_file
 from onnx import TensorProto, helper
+from other_user import run_as_nobody
 
+from ipsrec_onnx.catalog import catalog_to_table, table_to_text
 from ipsrec_onnx.errors import ExecutionProviderError, IpsrecError, ModelFileError
 from ipsrec_onnx.inspection import inspect
 from ipsrec_onnx.model_file import model_file_sha256, open_model_file
-from ipsrec_onnx.opset import graph_opset
+from ipsrec_onnx.onnx_proto import external_data_files, graph_opset
 
 
 @pytest.fixture
@@ -46,9 +52,19 @@ def test_weights_in_external_data_are_read_and_hashed(tmp_path: Path, model: Tin
     data = tmp_path / "big.onnx.data"
     data.write_bytes(data.read_bytes()[:-1] + b"\x01")
     assert model_file_sha256(external) != before
+    assert model_file_sha256(model.path) == hashlib.sha256(model.path.read_bytes()).hexdigest()
+    now = model_file_sha256(external)
+    (tmp_path / "big.onnx.0123456789ab.data").write_text("weights of another")
+    assert model_file_sha256(external) == now  # of what the graph names, whatever else lies there
     data.unlink()
+    with pytest.raises(ModelFileError, match=r"big\.onnx\.data: there is no such file; keep its external data beside"):
+        model_file_sha256(external)
     with pytest.raises(ModelFileError, match=r"ONNX Runtime cannot load it: .*big\.onnx\.data"):
         open_model_file(external)
+
+
+NO_VERSION = ["0", "-1", "1.0", "²", "", "9" * 5000]
+NO_MAX_LEN = ["0", "-1", "2.5", "true", "null", "1e400", '"6"', "9" * 5000]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +81,12 @@ def test_weights_in_external_data_are_read_and_hashed(tmp_path: Path, model: Tin
         ({"ipsrec.history_terms": '{"provider": [1], "item": [1]}'}, r"history term provider has shape \(1,\)"),
         ({"ipsrec.gate": '{"passed": false}'}, "did not pass the gate"),
         ({"ipsrec.gate": "{}"}, "did not pass the gate"),
+        *(({"ipsrec.format_version": text}, "format version .*, expected a number, 1 or more") for text in NO_VERSION),
+        *(({"ipsrec.settings": f'{{"max_len": {text}}}'}, "metadata is broken: ") for text in NO_MAX_LEN),
+        ({"ipsrec.settings": "[" * 100_000}, "metadata is broken: "),
+        ({"ipsrec.training": '{"loss": NaN}'}, "metadata is broken: "),
+        ({"ipsrec.history_terms": f'{{"provider": [1{"0" * 400}], "item": []}}'}, "metadata is broken: "),
+        ({"ipsrec.history_terms": "[1]"}, "metadata is broken: "),
     ],
 )
 def test_metadata_that_cannot_be_used_is_refused(tmp_path: Path, changed: dict[str, str | None], message: str) -> None:
@@ -73,6 +95,60 @@ def test_metadata_that_cannot_be_used_is_refused(tmp_path: Path, changed: dict[s
     with pytest.raises(ModelFileError, match=message) as error:
         open_model_file(path)
     assert str(path) in str(error.value)
+
+
+def test_metadata_changed_or_cut_anywhere_opens_or_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "model.onnx"
+    write_model_file(path, string_ids=True)
+    proto = onnx.load(path)
+    whole = {entry.key: entry.value for entry in proto.metadata_props}
+    refused = 0
+    for _ in range(150):
+        key = str(rng.choice(sorted(whole)))
+        place = int(rng.integers(0, len(whole[key])))
+        text = whole[key][:place] if rng.random() < 0.5 else change_byte(whole[key], place, rng)
+        helper.set_model_props(proto, whole | {key: text})
+        onnx.save(proto, path)
+        try:
+            open_model_file(path)
+        except ModelFileError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 75
+
+
+def change_byte(text: str, place: int, rng: np.random.Generator) -> str:
+    """Change one character; where the text is base64, one byte of what it stands for, so that Arrow sees it."""
+    if not text.endswith("=") and len(text) < 500:
+        return text[:place] + chr(rng.integers(32, 127)) + text[place + 1 :]
+    data = bytearray(base64.b64decode(text))
+    data[place * len(data) // len(text)] = rng.integers(0, 256)
+    return base64.b64encode(data).decode()
+
+
+def test_a_catalog_with_an_id_twice_is_refused_when_it_is_opened(tmp_path: Path, model: TinyModel) -> None:
+    items, _ = catalog_to_table(model.catalog)
+    ids = items["item_id"].combine_chunks()
+    twice = items.set_column(0, "item_id", pa.concat_arrays([ids[:39], ids[:1]]))
+    write_model_file(model.path, changed_properties={"ipsrec.catalog": table_to_text(twice)})
+    with pytest.raises(ModelFileError, match=r"model\.onnx: its metadata is broken: catalog: item id: .* twice"):
+        open_model_file(model.path)
+
+
+def test_both_id_tables_are_there_before_threads_share_them(model: TinyModel) -> None:
+    assert {"item_table", "provider_table"} <= set(vars(open_model_file(model.path).catalog))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("locked", ["model.onnx", "."])
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, locked: str) -> None:
+    (tmp_path / "models").mkdir()
+    model = write_model_file(tmp_path / "models" / "model.onnx")
+    (model.path.parent / locked).chmod(0)
+    done = run_as_nobody(f"ipsrec_cli.main.main(['inspect', {str(model.path)!r}])", model.path.parent)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"ipsrec: model {model.path}: it cannot be read (Permission denied); ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_catalog_that_does_not_fit_the_item_table_is_refused(tmp_path: Path, model: TinyModel) -> None:
@@ -95,6 +171,11 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, model: TinyModel) -
         open_model_file(tmp_path / "missing.onnx")
     with pytest.raises(ModelFileError, match="it is a folder"):
         open_model_file(tmp_path)
+    with pytest.raises(ModelFileError, match=r"it cannot be read \(File name too long\)"):
+        open_model_file(tmp_path / ("m" * 300))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelFileError, match="it is a device or a pipe"):
+        open_model_file(tmp_path / "pipe")
 
 
 def test_another_graph_with_our_metadata_is_refused(tmp_path: Path, model: TinyModel) -> None:
@@ -134,6 +215,52 @@ def test_the_opset_is_read_without_the_onnx_package(tmp_path: Path, model: TinyM
     assert graph_opset(tmp_path / "other.onnx") == 300
     (tmp_path / "junk").write_bytes(b"\xff\xff\x07junk")
     assert graph_opset(tmp_path / "junk") is None
+
+
+@pytest.mark.parametrize("size_threshold", [64, 1 << 20])
+def test_external_data_are_found_without_onnx(tmp_path: Path, model: TinyModel, size_threshold: int) -> None:
+    path = tmp_path / "big.onnx"
+    where = {"all_tensors_to_one_file": False, "size_threshold": size_threshold}
+    onnx.save_model(onnx.load(model.path), path, save_as_external_data=True, **where)
+    expected = {
+        entry.value
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert external_data_files(path) == sorted(expected)
+    assert len(expected) == (2 if size_threshold == 64 else 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 1000,  # an integer without end
+        b"\x42" + b"\xff" * 9 + b"\x01",  # an operator set of 2**64 bytes
+        b"\x3a" + b"\xff" * 8 + b"\x7f",  # a graph of 2**63 bytes
+        b"\x3a\x04\x2a\xff\xff\x7f",  # a tensor longer than its graph
+        b"\x3a\x02\x2a\x0f\x6a\x0d\x0a\x08location\x12\x01x",  # likewise, with external data past the graph's end
+        b"\x3a\x02\x2a\x00" * 50,  # many empty ones
+        b"\x0b" * 100,  # groups
+        b"\x42\x02\x0a",  # cut
+    ],
+)
+def test_bytes_that_are_no_onnx_end_the_reading(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "junk").write_bytes(content)
+    assert graph_opset(tmp_path / "junk") is None
+    assert external_data_files(tmp_path / "junk") == []
+
+
+def test_a_changed_file_is_read_to_its_end(tmp_path: Path, model: TinyModel, rng: np.random.Generator) -> None:
+    whole = model.path.read_bytes()
+    for _ in range(200):
+        content = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+        for place in rng.integers(0, len(content), 3):
+            content[place] = rng.integers(0, 256)
+        (tmp_path / "changed").write_bytes(content)
+        graph_opset(tmp_path / "changed")
+        external_data_files(tmp_path / "changed")
 
 
 def test_inspect_tells_what_is_in_the_file(model: TinyModel) -> None:

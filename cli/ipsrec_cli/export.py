@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from ipsrec_cli.main import print_json
 from ipsrec_cli.options import json_option, overwrite_option
 
 
@@ -16,6 +15,7 @@ from ipsrec_cli.options import json_option, overwrite_option
 @json_option
 def export(checkpoint: str, output: str, dataset: str | None, overwrite: bool, as_json: bool) -> None:
     """Write the model file of a training run, unless ONNX Runtime gives other lists than PyTorch."""
+    from ipsrec_cli.main import print_json
     from ipsrec_export.export import export as run_export
 
     report = run_export(checkpoint, output, dataset=dataset, overwrite=overwrite)

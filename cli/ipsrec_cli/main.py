@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from ipsrec_cli.clean_stop import clean_stop
+
 COMMANDS = {
     "prepare": "Filter, order and split interactions into a dataset.",
     "train": "Train a model on a dataset.",
@@ -52,10 +54,14 @@ def ipsrec() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 0 done, 1 refused with one line, 2 wrong usage, 130 interrupted."""
+    """Run the command line.
+
+    Exits with 0 done, 1 refused with one line, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+    """
     try:
-        # Without standalone mode, click gives an exit code back instead of exiting, and a command its own value.
-        code = ipsrec.main(args=arguments, prog_name="ipsrec", standalone_mode=False)
+        with clean_stop():
+            # Without standalone mode, click gives an exit code back instead of exiting, and a command its own value.
+            code = ipsrec.main(args=arguments, prog_name="ipsrec", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()

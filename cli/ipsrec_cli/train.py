@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from ipsrec_cli.main import print_json
 from ipsrec_cli.options import (
     dataset_option,
     device_option,
@@ -69,6 +68,7 @@ def train(
 
     Settings come from --config, and options on the command line win over it.
     """
+    from ipsrec_cli.main import print_json
     from ipsrec_train.config import read_config
     from ipsrec_train.train import train as run_training
 

@@ -1,7 +1,8 @@
 """The gate: a model file is written only if ONNX Runtime gives what PyTorch gives, as vectors, as lists and as quality.
 
 Everyone compares one shape with allclose; lists are what users see. So: a grid of batch sizes and lengths, and for each
-the worst embedding error and the overlap of the top-100 lists; then validation users and the change of their NDCG.
+the worst embedding error and the overlap of the top-100 lists; then validation users and the change of their NDCG. Each
+side ranks with its own item table and history terms: PyTorch's with the model's, ONNX Runtime's with the file's.
 """
 
 from __future__ import annotations
@@ -36,6 +37,23 @@ MAX_NDCG_CHANGE = 1e-3
 Encode = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]
 
 
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What scoring has of a model.
+
+    Attributes:
+        encode: the graph in ONNX Runtime.
+        item_embeddings: (num_items + 1, dim) float32, the file's output table.
+        item_provider: (num_items + 1,) int32 of the file's catalog.
+        history_terms: of the file; None for a model without.
+    """
+
+    encode: Encode
+    item_embeddings: npt.NDArray[np.float32]
+    item_provider: npt.NDArray[np.int32]
+    history_terms: HistoryTerms | None
+
+
 @dataclass(frozen=True)
 class GateCell:
     """What one shape gave.
@@ -64,7 +82,7 @@ class GateReport:
         embedding_error: the worst of the cells and the validation users.
         overlap: the mean over validation users; the lowest cell must hold too.
         ndcg_pytorch: NDCG@10 of the validation users, all items ranked.
-        ndcg_onnx: the same from ONNX Runtime's vectors.
+        ndcg_onnx: the same from ONNX Runtime's vectors and the file's tables.
         ndcg_change: of the second from the first, relative.
     """
 
@@ -101,18 +119,18 @@ class GateReport:
         return min([self.overlap, *(cell.overlap for cell in self.cells)])
 
 
-def run_gate(model: Model, encode: Encode, validation: Histories) -> GateReport:
-    """Compare a model with its exported graph.
+def run_gate(model: Model, exported: Exported, validation: Histories) -> GateReport:
+    """Compare a model with what was exported of it.
 
     Args:
         model: in evaluation mode, on the CPU.
-        encode: the exported graph in ONNX Runtime.
+        exported: what scoring will use instead; its tables have the model's shapes.
         validation: validation histories and targets; the first VALIDATION_USERS that are not empty are compared.
 
     Returns:
         The verdict.
     """
-    comparison = _Comparison(model, encode)
+    comparison = _Comparison(model, exported)
     cells = [
         GateCell(batch_size, kind, *comparison.cell(items, providers, lengths))
         for batch_size, kind, items, providers, lengths in _grid(model)
@@ -166,15 +184,42 @@ class _Validated:
     ndcg_onnx: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """What one side ranks with."""
+
+    table: ItemTable
+    terms: HistoryTerms | None
+
+    def lists(self, users: npt.NDArray[np.float32], history: History | None = None) -> npt.NDArray[np.int32]:
+        """(B, top_k) item_index, best first; without a history, of the plain inner products."""
+        found = retrieve(
+            self.table,
+            users,
+            top_k=min(TOP_K, len(self.table.item_provider) - 1),
+            seen=None,
+            history=history if self.terms is not None else None,
+            terms=self.terms if history is not None else None,
+            candidates=None,
+            max_per_provider=None,
+        )
+        return found.item_index
+
+
 class _Comparison:
     """PyTorch on one side, ONNX Runtime on the other, the same retrieval behind both."""
 
-    def __init__(self, model: Model, encode: Encode) -> None:
-        self.model, self.encode = model, encode
-        self.table: ItemTable = build_item_table(
-            model.item_embeddings().detach().numpy(), model.item_provider.numpy().astype(np.int32), allowed=None
+    def __init__(self, model: Model, exported: Exported) -> None:
+        self.model, self.encode = model, exported.encode
+        table, item_provider = model.item_embeddings().detach().numpy(), model.item_provider.numpy().astype(np.int32)
+        self.exported = _Side(
+            build_item_table(exported.item_embeddings, exported.item_provider, allowed=None), exported.history_terms
         )
-        self.top_k = min(TOP_K, model.items.num_embeddings - 1)
+        # Equal tables are built once: for a large catalog they are most of the memory.
+        same = same_bits(table, exported.item_embeddings) and same_bits(item_provider, exported.item_provider)
+        self.trained = _Side(
+            self.exported.table if same else build_item_table(table, item_provider, allowed=None), history_terms(model)
+        )
 
     def cell(
         self, items: npt.NDArray[np.int32], providers: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
@@ -183,7 +228,7 @@ class _Comparison:
         expected, found = self._both(items, providers, lengths)
         if not np.isfinite(found).all():  # no list can be made of them
             return float("inf"), 0.0
-        return _error(expected, found), _overlap(self._lists(expected), self._lists(found))
+        return _error(expected, found), _overlap(self.trained.lists(expected), self.exported.lists(found))
 
     def validate(self, histories: Histories) -> _Validated:
         """Errors, overlap and NDCG@10 on validation users."""
@@ -199,9 +244,9 @@ class _Comparison:
         real = np.arange(max_len)[None, :] < lengths[:, None]
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         history = History(items=items[real], providers=providers[real], offsets=offsets)
-        terms, targets = history_terms(self.model), histories.targets[users]
-        before = self._lists(expected, history, terms)
-        after = self._lists(found, history, terms) if np.isfinite(found).all() else np.zeros_like(before)
+        targets = histories.targets[users]
+        before = self.trained.lists(expected, history)
+        after = self.exported.lists(found, history) if np.isfinite(found).all() else np.zeros_like(before)
         return _Validated(
             users=len(users),
             embedding_error=_error(expected, found),
@@ -229,25 +274,6 @@ class _Comparison:
         expected, found = zip(*parts, strict=True)
         return np.concatenate(expected), np.concatenate(found)
 
-    def _lists(
-        self,
-        users: npt.NDArray[np.float32],
-        history: History | None = None,
-        terms: HistoryTerms | None = None,
-    ) -> npt.NDArray[np.int32]:
-        """(B, top_k) item_index, best first."""
-        found = retrieve(
-            self.table,
-            users,
-            top_k=self.top_k,
-            seen=None,
-            history=history if terms is not None else None,
-            terms=terms,
-            candidates=None,
-            max_per_provider=None,
-        )
-        return found.item_index
-
 
 def history_terms(model: Model) -> HistoryTerms | None:
     """The learned weights as the kernels take them: (max_len,) float64 each, newest first."""
@@ -256,6 +282,13 @@ def history_terms(model: Model) -> HistoryTerms | None:
     return HistoryTerms(
         provider=model.history_terms.provider_weights().detach().double().numpy(),
         item=model.history_terms.item_weights().detach().double().numpy(),
+    )
+
+
+def same_bits(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Are two arrays of numbers equal to the last bit?"""
+    return one.dtype == other.dtype and bool(
+        np.array_equal(np.ascontiguousarray(one).view(np.uint8), np.ascontiguousarray(other).view(np.uint8))
     )
 
 

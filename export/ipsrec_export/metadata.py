@@ -10,6 +10,9 @@ import onnx
 from ipsrec_onnx.catalog import Catalog, catalog_to_table, table_to_text
 from ipsrec_onnx.model_file import FORMAT_VERSION
 
+# What a draft says until the gate has seen it, so that none is ever scored with.
+NOT_GATED: dict[str, Any] = {"passed": False}
+
 
 def add_metadata(
     proto: onnx.ModelProto,
@@ -30,7 +33,7 @@ def add_metadata(
         catalog: items and providers in the order of the embedding tables.
         history_terms: "provider" and "item", each max_len weights by age, newest first; None for a model without.
         training: where the weights come from: dataset fingerprint, seed, epochs, metrics, versions.
-        gate: what the comparison of PyTorch with ONNX Runtime found.
+        gate: what the comparison of PyTorch with ONNX Runtime found; NOT_GATED before it.
     """
     items, providers = catalog_to_table(catalog)
     onnx.helper.set_model_props(
@@ -46,3 +49,14 @@ def add_metadata(
             "ipsrec.gate": json.dumps(gate),
         },
     )
+
+
+def set_gate(proto: onnx.ModelProto, gate: dict[str, Any]) -> None:
+    """Put the verdict in the place of NOT_GATED; everything else stays as the gate saw it."""
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == "ipsrec.gate")
+    entry.value = json.dumps(gate)
+
+
+def metadata_bytes(proto: onnx.ModelProto) -> int:
+    """How much of a file the metadata take: tens of bytes an item, for the catalog."""
+    return sum(len(entry.value.encode()) for entry in proto.metadata_props)
