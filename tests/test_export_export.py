@@ -370,9 +370,7 @@ def test_nothing_is_written_where_the_gate_is_not_passed(trained, tmp_path, monk
     monkeypatch.setattr(module, name, replacement)
     (tmp_path / "model.onnx").write_text("the model of yesterday")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    figures = (
-        r"embedding error \S+ \(at most 1e-04\), lowest top-100 overlap [0-9.]+ \(at least 0.999\), NDCG@10 change"
-    )
+    figures = r"embedding error \S+ \(at most 1e-04\), top-100 overlap [0-9.]+ \(at least 0.999\), .*NDCG@10 change"
     with pytest.raises(ModelFileError, match=figures):
         export(trained, tmp_path / "model.onnx", overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

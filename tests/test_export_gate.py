@@ -11,7 +11,8 @@ import torch
 from training_data import ITEMS, KINDS, MAX_LEN, build_graph_once, exportable, small_settings
 
 from ipsrec_export import gate
-from ipsrec_export.gate import BATCH_SIZES, GateReport, history_terms, run_gate
+from ipsrec_export.comparison import Exported, history_terms
+from ipsrec_export.gate import BATCH_SIZES, GateReport, run_gate
 from ipsrec_onnx.errors import ModelFileError
 from ipsrec_train.batches import Histories
 from ipsrec_train.model import Model
@@ -48,7 +49,7 @@ def exported(model, encode, **changes):
         "item_provider": model.item_provider.numpy().astype(np.int32),
         "history_terms": history_terms(model),
     }
-    return gate.Exported(encode=encode, **(parts | changes))
+    return Exported(encode=encode, **(parts | changes))
 
 
 def graph_encoder(graph):
@@ -216,6 +217,8 @@ def test_lists_and_quality_are_bounds_of_their_own(large_model, rng, monkeypatch
     assert by_lists.overlap < 0.9
     refusal(by_lists)
     monkeypatch.setattr(gate, "MIN_OVERLAP", 0.0)
+    refusal(run_gate(large_model, exported(large_model, encode), validation))  # the lowest cell has a bound of its own
+    monkeypatch.setattr(gate, "MIN_CELL_OVERLAP", 0.0)
     by_quality = run_gate(large_model, exported(large_model, encode), validation)
     assert by_quality.ndcg_change > 1e-3
     refusal(by_quality)
@@ -263,5 +266,10 @@ def test_what_is_stored_says_the_bounds(large_model, rng):
     report = run_gate(large_model, exported(large_model, torch_encoder(large_model)), random_histories(rng, MANY_ITEMS))
     stored = report.as_metadata()
     assert stored["passed"] is True
-    assert stored["bounds"] == {"max_embedding_error": 1e-4, "min_overlap": 0.999, "max_ndcg_change": 1e-3}
+    assert stored["bounds"] == {
+        "max_embedding_error": 1e-4,
+        "min_overlap": 0.999,
+        "min_cell_overlap": 0.98,
+        "max_ndcg_change": 1e-3,
+    }
     assert stored["cells"][0] == {"batch_size": 1, "lengths": "1", "embedding_error": 0.0, "overlap": 1.0}

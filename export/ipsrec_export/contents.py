@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ipsrec_export.gate import history_terms, same_bits
+from ipsrec_export.comparison import history_terms, same_bits
 from ipsrec_onnx.catalog import Catalog, catalog_to_table
 from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.model_file import ModelFile

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from ipsrec_export.comparison import Encode, Exported, history_terms
 from ipsrec_export.contents import refuse_other_contents
-from ipsrec_export.gate import Encode, Exported, GateReport, history_terms, run_gate
+from ipsrec_export.gate import GateReport, run_gate
 from ipsrec_export.graph import INPUTS, USER_EMBEDDING, build_graph
 from ipsrec_export.metadata import NOT_GATED, add_metadata, metadata_bytes, set_gate
 from ipsrec_onnx.atomic import atomic_file, follow_link, refuse_existing, scratch_folder

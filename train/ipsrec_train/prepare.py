@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ipsrec_onnx.atomic import atomic_folder
 from ipsrec_onnx.catalog import Catalog, catalog_to_table
 from ipsrec_onnx.dataset import CATALOG_FILE, FORMAT_VERSION, HISTORIES_FILE, INFO_FILE, PROVIDERS_FILE
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.versions import package_version
 from ipsrec_train.codes import CodedInteractions, OnProviderConflict, code_interactions, provider_of_items
 from ipsrec_train.fingerprint import Fingerprint
 from ipsrec_train.histories import write_histories
@@ -209,7 +209,7 @@ def _info(
     """What dataset.json says. No time and no folder names: the same input gives the same bytes everywhere."""
     return {
         "format_version": FORMAT_VERSION,
-        "created_by": f"ipsrec-onnx {_version()}",
+        "created_by": f"ipsrec-onnx {package_version('ipsrec-onnx')}",
         "source": source.name,
         "filters": {
             "min_user_interactions": users.minimum,
@@ -232,10 +232,3 @@ def _info(
 
 def _type_name(ids: pa.Array) -> str:
     return "int64" if pa.types.is_int64(ids.type) else "string"
-
-
-def _version() -> str:
-    try:
-        return version("ipsrec-onnx")
-    except PackageNotFoundError:  # run from a checkout without an install
-        return "unknown"
