@@ -16,8 +16,8 @@ from ipsrec_onnx.doctor import doctor
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.session import available_execution_providers
 from ipsrec_train.prepare import prepare
-from ipsrec_train.settings import settings_for
-from ipsrec_train.train import TrainingSettings, train
+from ipsrec_train.settings import TrainingSettings, settings_for
+from ipsrec_train.train import train
 
 pytestmark = pytest.mark.gpu
 

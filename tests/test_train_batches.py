@@ -5,6 +5,8 @@ from collections import Counter
 
 import naive_training
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import training_data
@@ -12,7 +14,8 @@ from training_data import ITEMS, MAX_LEN, make_dataset
 
 from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.dataset import open_dataset, read_histories
-from ipsrec_train.batches import Histories, cut_windows, epoch_batches, load_histories
+from ipsrec_onnx.errors import DataError
+from ipsrec_train.batches import Histories, cut_windows, epoch_batches, load_histories, newest_windows
 
 CPU = torch.device("cpu")
 
@@ -85,6 +88,19 @@ def test_batches_hold_batch_size_windows_in_the_given_order(lists, rng):
     np.testing.assert_array_equal(torch.cat(newest), histories.values[windows[order, 1] - 1])
 
 
+def test_newest_says_which_window_is_the_last_of_its_user(lists, rng):
+    histories = histories_of([*lists, [], [1], [2, 3]])
+    windows = cut_windows(histories.offsets, MAX_LEN)
+    users = sum(length >= 2 for length in np.diff(histories.offsets))
+    ends = {int(end) - 1 for end in histories.offsets[1:]}
+    assert newest_windows(windows, histories.offsets).sum() == users
+    assert newest_windows(windows, histories.offsets).tolist() == [int(stop) in ends for stop in windows[:, 1]]
+    order = rng.permutation(len(windows))
+    batches = epoch_batches(histories, max_len=MAX_LEN, batch_size=9, order=order, device=CPU)
+    found = torch.cat([batch.newest for batch in batches])
+    np.testing.assert_array_equal(found, newest_windows(windows, histories.offsets)[order])
+
+
 def test_rows_say_what_lies_where(lists, rng):
     for batch in batches_of(lists, rng):
         width = batch.item_history.shape[1]
@@ -137,3 +153,15 @@ def test_a_dataset_is_read_as_item_index(tmp_path, rng):
             assert histories.targets.tolist() == [index_of[history[-left_out]] for history in ids]
     assert max(map(len, ids)) == training_data.LONGEST
     assert min(map(len, ids)) == 3
+
+
+def test_an_item_that_the_catalog_lacks_is_refused(tmp_path, rng):
+    dataset = make_dataset(tmp_path, rng)
+    histories = pq.read_table(dataset / "histories.parquet")
+    lists = histories["item_history"].combine_chunks()
+    items = lists.values.to_numpy().copy()
+    items[1] = -5
+    broken = type(lists).from_arrays(lists.offsets, pa.array(items))
+    pq.write_table(histories.set_column(1, "item_history", broken), dataset / "histories.parquet")
+    with pytest.raises(DataError, match="item_history holds 1 items that the catalog does not"):
+        load_histories(open_dataset(dataset), "train")

@@ -6,8 +6,7 @@ import pytest
 
 from ipsrec_onnx.errors import DataError
 from ipsrec_train.config import read_config
-from ipsrec_train.settings import IPSRecSettings
-from ipsrec_train.train import TrainingSettings
+from ipsrec_train.settings import IPSRecSettings, TrainingSettings
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 
@@ -79,7 +78,7 @@ def test_an_empty_file_is_the_defaults(write):
         ("[settings]\ndropout = '0.5'", "config.toml: a value is of the wrong type"),
         ("[training]\nlearning_rate = 'fast'", "config.toml: a value is of the wrong type"),
         ("[settings]\nmax_len = 0", "max_len is 0, expected 1 or more"),
-        ("[training]\nepochs = 0", "epochs and patience must be 1 or more"),
+        ("[training]\nepochs = 0", "epochs is 0, expected 1 or more"),
         ("[training]\nstop_metric = 'auc'", "stop_metric 'auc', expected ndcg@10 or mrr@10"),
         ("[settings]\ndim = 16.0", "dim"),
         ("[settings]\nmax_len = true", "max_len"),

@@ -62,7 +62,7 @@ def test_a_run_folder_has_what_the_docstring_says(run):
     ]
     opened = open_run(run)
     assert opened.path == run
-    assert set(opened.info) == {"model", "settings", "training", "dataset", "versions"}
+    assert set(opened.info) == {"model", "settings", "training", "dataset", "machine", "versions"}
     assert opened.metrics == [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in opened.metrics] == [1, 2]
 

@@ -48,8 +48,10 @@ def test_settings_are_frozen():
         ({"dim": 10, "num_heads": 4}, "dim 10 does not split into 4 heads"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": -0.1}, "dropout is -0.1"),
-        ({"temperature": 0.0}, "temperature above 0"),
-        ({"contrastive_weight": -1.0}, "contrastive_weight must be 0 or more"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected a finite number above 0"),
+        ({"contrastive_weight": -1.0}, "contrastive_weight is -1.0, expected 0 or more"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"contrastive_weight": float("nan")}, "contrastive_weight is nan"),
         ({"hidden_size": 64}, "unknown name 'hidden_size', expected one of co_attention, "),
     ],
 )

@@ -21,8 +21,8 @@ from ipsrec_train import train as module
 from ipsrec_train.batches import load_histories
 from ipsrec_train.ranking import rank_targets
 from ipsrec_train.run import load_model, open_run
-from ipsrec_train.settings import VARIANTS
-from ipsrec_train.train import CUTOFFS, TrainingSettings, train
+from ipsrec_train.settings import VARIANTS, TrainingSettings
+from ipsrec_train.train import CUTOFFS, train
 
 NEVER_THE_SAME = {"train_s", "wall_s"}
 
@@ -237,6 +237,55 @@ def test_a_run_stopped_while_it_saved_its_best_weights_goes_on_the_same(straight
     assert_same_run(run_training(dataset, tmp_path / "run", resume=True), straight)
 
 
+def test_a_run_stopped_before_its_last_line_of_metrics_gets_it_back(straight, dataset, tmp_path):
+    """Killed between resume.safetensors and metrics.jsonl of the last epoch."""
+    run_training(dataset, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    assert_same_run(run_training(dataset, tmp_path / "run", resume=True), straight)
+
+
+def test_a_resumed_run_says_how_long_it_may_train_now(dataset, tmp_path):
+    run_training(dataset, tmp_path / "run", epochs=1)
+    run = run_training(dataset, tmp_path / "run", epochs=2, patience=7, resume=True)
+    assert (run.info["training"]["epochs"], run.info["training"]["patience"], len(run.metrics)) == (2, 7, 2)
+
+
+def test_a_run_that_cannot_go_on_is_not_thrown_away_by_resume(dataset, tmp_path):
+    run_training(dataset, tmp_path / "run", epochs=1)
+    (tmp_path / "run" / "resume.safetensors").unlink()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(DataError, match=r"has no resume\.safetensors"):
+        run_training(dataset, tmp_path / "run", epochs=2, resume=True)
+    with pytest.raises(DataError, match="the run to resume has model"):
+        run_training(dataset, tmp_path / "run", epochs=2, resume=True, model="ipsrec-s")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == kept
+
+
+def test_another_number_of_threads_is_recorded_and_said(dataset, tmp_path, capfd):
+    run_training(dataset, tmp_path / "run", epochs=1)
+    resumed = train(
+        dataset,
+        tmp_path / "run",
+        settings=small_settings(),
+        training=small_training(epochs=2),
+        threads=2,
+        resume=True,
+    )
+    torch.set_num_threads(1)
+    assert resumed.info["machine"] == {"device": "cpu", "threads": 2}
+    assert "the last bits of the weights may differ" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"threads": 0}, "threads is 0"), ({"device": "mps"}, "device is 'mps'")]
+)
+def test_a_machine_that_makes_no_sense_is_refused(dataset, tmp_path, wrong, message):
+    with pytest.raises(DataError, match=message):
+        train(dataset, tmp_path / "run", **wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_training_stops_without_patience_and_keeps_the_best_epoch(dataset, tmp_path):
     run = run_training(dataset, tmp_path / "run", epochs=60, patience=1, learning_rate=0.1)
     assert len(run.metrics) < 60
@@ -301,7 +350,7 @@ def test_an_existing_output_is_refused_and_overwrite_starts_anew(dataset, tmp_pa
 @pytest.mark.parametrize("how", ["overwrite", "resume"])
 def test_a_file_in_place_of_the_run_folder_is_refused(dataset, tmp_path, how):
     (tmp_path / "run").write_text("precious")
-    with pytest.raises(DataError, match="run"):
+    with pytest.raises(DataError, match="is a file, expected the name of a folder"):
         run_training(dataset, tmp_path / "run", epochs=1, **{how: True})
     assert (tmp_path / "run").read_text() == "precious"
 
@@ -334,10 +383,20 @@ def test_cuda_is_refused_where_it_is_not(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"batch_size": 0}, {"epochs": 0}, {"patience": 0}, {"learning_rate": 0.0}, {"seed": -1}]
+    "change",
+    [
+        {"batch_size": 0},
+        {"epochs": 0},
+        {"patience": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"seed": -1},
+    ],
 )
 def test_training_settings_that_make_no_sense_are_refused(change):
-    with pytest.raises(DataError, match=next(iter(change))):
+    (name,) = change
+    with pytest.raises(DataError, match=f"^settings: {name} is {change[name]}, expected"):
         replace(TrainingSettings(), **change)
 
 

@@ -18,8 +18,8 @@ from ipsrec_export.graph import build_graph
 from ipsrec_train.batches import Batch
 from ipsrec_train.model import Model
 from ipsrec_train.prepare import prepare
-from ipsrec_train.settings import IPSRecSettings, settings_for
-from ipsrec_train.train import TrainingSettings, train
+from ipsrec_train.settings import IPSRecSettings, TrainingSettings, settings_for
+from ipsrec_train.train import train
 
 torch.set_num_threads(1)  # at these sizes more threads only wait for each other
 

@@ -195,6 +195,7 @@ def _training(run: Run) -> dict[str, Any]:
     return {
         "dataset_fingerprint": run.info["dataset"]["fingerprint"],
         **run.info["training"],
+        **run.info.get("machine", {}),
         "epochs_trained": len(run.metrics),
         "best": run.best,
         "versions": {**versions, "onnxruntime": package_version("onnxruntime")},

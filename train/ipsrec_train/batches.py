@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ipsrec_kernels.pack import pack_end_to_end, place_histories
+from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.dataset import Dataset, Split, read_histories, split_histories
+from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import find_ids, plain_ids
 from ipsrec_train.history_terms import HistoryEntries
 
@@ -35,7 +37,11 @@ class Histories:
 
 
 def load_histories(dataset: Dataset, split: Split) -> Histories:
-    """Read one split of a dataset as item_index."""
+    """Read one split of a dataset as item_index.
+
+    Raises:
+        DataError: the dataset is broken, or a history holds an item that its catalog does not.
+    """
     table = split_histories(read_histories(dataset), split).combine_chunks()
     lists = table["item_history"].combine_chunks()
     find = dataset.catalog.item_table
@@ -44,6 +50,12 @@ def load_histories(dataset: Dataset, split: Split) -> Histories:
     targets = np.zeros(0, np.int32)
     if "target_item" in table.column_names:
         targets = find_ids(find, plain_ids(table["target_item"], where="target_item"))
+    for name, found in (("item_history", values), ("target_item", targets)):
+        if (found == PADDING).any():
+            raise DataError(
+                f"{dataset.path}: {name} holds {int((found == PADDING).sum())} items that the catalog does not; "
+                "make the dataset again with `ipsrec prepare`"
+            )
     return Histories(values=values, offsets=offsets - offsets[0], targets=targets)
 
 
@@ -67,6 +79,13 @@ def cut_windows(offsets: npt.NDArray[np.int64], max_len: int) -> npt.NDArray[np.
     return np.stack([np.maximum(stop - max_len, start[user]), stop], 1)
 
 
+def newest_windows(windows: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """(num_windows,) which windows, as cut_windows gave them, are the newest of their user."""
+    user = np.searchsorted(offsets, windows[:, 0], side="right") - 1
+    newest: npt.NDArray[np.bool_] = windows[:, 1] == offsets[user + 1] - 1
+    return newest
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Windows packed end to end into R rows of W positions.
@@ -78,6 +97,7 @@ class Batch:
         at: (T,) int64 where a target's state lies, in the flattened rows.
         targets: (T,) int64 item_index that came next.
         last: (B,) int64 where each window's newest state lies.
+        newest: (B,) bool, which windows are the newest of their user: the state at their end is the user's.
     """
 
     item_history: Tensor
@@ -86,6 +106,7 @@ class Batch:
     at: Tensor
     targets: Tensor
     last: Tensor
+    newest: Tensor
 
     def history_entries(self) -> HistoryEntries:
         """What each target's history holds, (T, W): the entries of its row that are its own and not newer."""
@@ -114,13 +135,12 @@ def epoch_batches(
     """
     windows = cut_windows(histories.offsets, max_len)
     for first in range(0, len(order), batch_size):
-        yield _pack(histories.values, windows[order[first : first + batch_size]], max_len=max_len, device=device)
+        yield _pack(histories, windows[order[first : first + batch_size]], max_len=max_len, device=device)
 
 
-def _pack(
-    values: npt.NDArray[np.int32], windows: npt.NDArray[np.int64], *, max_len: int, device: torch.device
-) -> Batch:
+def _pack(histories: Histories, windows: npt.NDArray[np.int64], *, max_len: int, device: torch.device) -> Batch:
     """Pack some windows."""
+    values = histories.values
     lengths = windows[:, 1] - windows[:, 0]
     offsets = np.zeros(len(windows) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -142,4 +162,5 @@ def _pack(
         at=torch.from_numpy(at).to(device),
         targets=torch.from_numpy(targets.astype(np.int64)).to(device),
         last=torch.from_numpy(at[offsets[1:] - 1]).to(device),
+        newest=torch.from_numpy(newest_windows(windows, histories.offsets)).to(device),
     )

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ipsrec_onnx.errors import DataError
-from ipsrec_train.settings import VARIANTS, IPSRecSettings, settings_for
-from ipsrec_train.train import TrainingSettings
+from ipsrec_train.settings import VARIANTS, IPSRecSettings, TrainingSettings, settings_for
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,11 @@ def read_config(path: Path | None, *, model: str | None, variant: str | None, ch
     settings = {**read.get("settings", {}), **_given(changes, set(changes) - of_training)}
     for holder, values in ((IPSRecSettings, settings), (TrainingSettings, training)):
         _refuse_other_types(holder, values, where=path)
+    name = model or read.get("model", "ipsrec-c")
+    if not isinstance(name, str):
+        raise DataError(f"{path}: model is {name!r}, expected a name such as ipsrec-c")
     return Config(
-        model=model or read.get("model", "ipsrec-c"),
+        model=name,
         settings=settings_for(chosen, settings),
         training=TrainingSettings(**training),
     )

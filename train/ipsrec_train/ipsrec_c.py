@@ -49,7 +49,7 @@ class IPSRecC(nn.Module):
             items: (R, W, D) item embeddings.
             providers: (R, W, D) provider embeddings.
             positions: (R, W) int64 place in its history, 0 the oldest.
-            segments: (R, W) int32 which history a position belongs to; -1 for padding.
+            segments: (R, W) int64 which history a position belongs to; -1 for padding.
 
         Returns:
             item and provider states, (R, W, D) each; state t has seen positions 0..t of its own history.

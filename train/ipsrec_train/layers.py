@@ -93,7 +93,7 @@ def packed_allowed(segments: Tensor) -> tuple[Tensor, Tensor]:
     """Say who may look at whom where histories lie end to end.
 
     Args:
-        segments: (R, W) int32, which history a position belongs to; positions of one history are in order.
+        segments: (R, W) int64, which history a position belongs to; positions of one history are in order.
 
     Returns:
         causal: (R, W, W) bool, query and key are of one history and the key is not newer.

@@ -37,6 +37,8 @@ class Model(nn.Module):
         super().__init__()
         if name not in ENCODERS:
             raise DataError(f"model {name!r} is not known, expected one of {', '.join(ENCODERS)}")
+        if name == "ipsrec-s" and settings.co_attention != "queries":
+            raise DataError("settings: co_attention is of ipsrec-c; ipsrec-s has one stream, leave it out")
         self.name, self.settings = name, settings
         self.items = nn.Embedding(len(item_provider), settings.dim, padding_idx=PADDING)
         self.providers = nn.Embedding(num_providers + 1, settings.dim, padding_idx=PADDING)
@@ -52,7 +54,7 @@ class Model(nn.Module):
         return self.items.weight
 
     def forward(self, item_history: Tensor, provider_history: Tensor, lengths: Tensor) -> Tensor:
-        """Encode users: the graph that is exported.
+        """Encode users, as validation does and as the exported graph must.
 
         Args:
             item_history: (B, L) item_index, right padded, L up to max_len.

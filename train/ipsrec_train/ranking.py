@@ -29,7 +29,7 @@ def rank_targets(model: Model, histories: Histories, *, device: torch.device) ->
         (U,) int64, 1 is best; 0 for a user without any item before the target.
 
     Raises:
-        DataError: a target's score is no finite number.
+        DataError: a score is no finite number.
     """
     training = model.training
     model.eval()
@@ -42,7 +42,7 @@ def rank_targets(model: Model, histories: Histories, *, device: torch.device) ->
         users = by_length[first : first + BATCH_SIZE]
         scores = score_batch(model, table, histories, users, device=device)  # (B, num_items)
         target = torch.from_numpy(histories.targets[users].astype(np.int64) - 1).to(device).unsqueeze(1)
-        if not torch.isfinite(scores.gather(1, target)).all():  # no score is above NaN: it would be ranked first
+        if not torch.isfinite(scores).all():  # NaN is not above anything: ranks would be too good
             raise DataError("training: a validation score is NaN or infinite; try a smaller --learning-rate")
         ranks[users] = rank_of(scores, target).cpu().numpy()
     model.train(training)

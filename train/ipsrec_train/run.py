@@ -24,9 +24,11 @@ from torch import Tensor
 
 from ipsrec_onnx.atomic import atomic_file
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables, catalog_to_table
+from ipsrec_onnx.dataset import Dataset
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.versions import package_version
 from ipsrec_train.model import Model
-from ipsrec_train.settings import settings_for
+from ipsrec_train.settings import IPSRecSettings, TrainingSettings, settings_for
 
 RUN_FILE, MODEL_FILE, METRICS_FILE, RESUME_FILE = "run.json", "model.safetensors", "metrics.jsonl", "resume.safetensors"
 CATALOG_FILE, PROVIDERS_FILE = "catalog.parquet", "providers.parquet"
@@ -64,16 +66,14 @@ def open_run(path: str | Path) -> Run:
         if not (folder / name).is_file():
             raise DataError(f"{folder} is no finished training run: it has no {name}; make one with `ipsrec train`")
     info = read_run_info(folder)
-    missing = [name for name in ("model", "settings", "training", "dataset", "versions") if name not in info]
-    if missing:
-        raise DataError(f"{folder / RUN_FILE} lacks {missing[0]}, so it is broken; train it again")
     try:
         lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         metrics = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / METRICS_FILE} cannot be read: {error}; train it again") from error
-    if not metrics:
-        raise DataError(f"{folder / METRICS_FILE} has no line, expected one an epoch; train it again")
+    metric = info["training"].get("stop_metric")
+    if not metrics or not all(isinstance(line, dict) and {"epoch", metric} <= line.keys() for line in metrics):
+        raise DataError(f"{folder / METRICS_FILE} needs a line with epoch and {metric} for each epoch; train it again")
     return Run(path=folder, info=info, metrics=metrics)
 
 
@@ -83,7 +83,13 @@ def read_run_info(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing or broken.
     """
-    return _read_json(folder / RUN_FILE)
+    info = _read_json(folder / RUN_FILE)
+    for name, part in (("model", str), ("settings", dict), ("training", dict), ("dataset", dict), ("versions", dict)):
+        if not isinstance(info.get(name), part):
+            raise DataError(f"{folder / RUN_FILE}: {name} is {info.get(name)!r}, so it is broken; train it again")
+    if "variant" not in info["settings"] or "fingerprint" not in info["dataset"]:
+        raise DataError(f"{folder / RUN_FILE} lacks the variant or the dataset's fingerprint; train it again")
+    return info
 
 
 def load_catalog(folder: Path) -> Catalog:
@@ -126,6 +132,55 @@ def load_weights(model: Model, path: Path) -> None:
         raise DataError(f"{path}: the weights cannot be read into this model: {first}; train it again") from error
 
 
+def run_info(
+    model: str, settings: IPSRecSettings, training: TrainingSettings, dataset: Dataset, *, device: str
+) -> dict[str, Any]:
+    """What is known when training starts: the content of run.json."""
+    return {
+        "model": model,
+        "settings": asdict(settings),
+        "training": asdict(training),
+        "dataset": {"path": str(dataset.path.resolve()), "fingerprint": dataset.fingerprint},
+        # Sums are split among threads, so that their number belongs to what a repetition needs.
+        "machine": {"device": device, "threads": torch.get_num_threads()},
+        "versions": {"ipsrec-onnx": package_version("ipsrec-onnx"), "torch": torch.__version__},
+    }
+
+
+def can_resume(folder: Path, info: dict[str, Any]) -> bool:
+    """Is there a run in the folder that can go on from a whole epoch?
+
+    Raises:
+        DataError: the run there is another one, or what resuming needs was removed from it.
+    """
+    if not (folder / RUN_FILE).is_file():
+        return False
+    before = read_run_info(folder)
+    old, new = _fixed(before), _fixed(info)
+    for name in new:
+        if old.get(name) != new[name]:
+            raise DataError(
+                f"{folder}: the run to resume has {name} {old.get(name)}, now it is {new[name]}; "
+                "ask for the same, or start again with --overwrite"
+            )
+    if (folder / RESUME_FILE).is_file():
+        return True
+    if (folder / METRICS_FILE).is_file():
+        raise DataError(f"{folder} has no {RESUME_FILE}, so the run cannot go on; start again with --overwrite")
+    return False
+
+
+def _fixed(info: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run must have in common with its beginning: all but how long it may train, and where."""
+    training = {name: value for name, value in info["training"].items() if name not in ("epochs", "patience")}
+    return {
+        "model": info["model"],
+        "dataset": info["dataset"]["fingerprint"],
+        **info["settings"],
+        **training,
+    }
+
+
 def start_run(folder: Path, info: dict[str, Any], catalog: Catalog) -> None:
     """Make a run folder and write what is known at the start; an old run in it is removed.
 
@@ -139,11 +194,15 @@ def start_run(folder: Path, info: dict[str, Any], catalog: Catalog) -> None:
     folder.mkdir(exist_ok=True)
     for name in (MODEL_FILE, METRICS_FILE, RESUME_FILE):
         (folder / name).unlink(missing_ok=True)
-    with atomic_file(folder / RUN_FILE, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    _write_info(folder, info)
     for name, table in zip((CATALOG_FILE, PROVIDERS_FILE), catalog_to_table(catalog), strict=True):
         with atomic_file(folder / name, overwrite=True) as temporary:
             pq.write_table(table, temporary, compression="zstd")
+
+
+def _write_info(folder: Path, info: dict[str, Any]) -> None:
+    with atomic_file(folder / RUN_FILE, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
 
 def save_model(folder: Path, model: Model) -> None:
@@ -175,6 +234,19 @@ def save_progress(folder: Path, model: Model, optimizer: torch.optim.Optimizer, 
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     with atomic_file(folder / RESUME_FILE, overwrite=True) as temporary:
         save_file(_plain(tensors), temporary, metadata={"progress": json.dumps(asdict(progress))})
+    _write_metrics(folder, progress)
+
+
+def continue_run(folder: Path, info: dict[str, Any], progress: Progress) -> None:
+    """Bring run.json up to what is asked for now, and metrics.jsonl up to the epoch that was resumed from.
+
+    A kill between resume.safetensors and metrics.jsonl leaves the latter a line short.
+    """
+    _write_info(folder, info)
+    _write_metrics(folder, progress)
+
+
+def _write_metrics(folder: Path, progress: Progress) -> None:
     with atomic_file(folder / METRICS_FILE, overwrite=True) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in progress.metrics), encoding="utf-8")
 

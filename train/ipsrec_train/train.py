@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,59 +11,30 @@ import numpy as np
 import torch
 
 from ipsrec_onnx.atomic import refuse_existing
-from ipsrec_onnx.dataset import Dataset, open_dataset
+from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_onnx.metrics import metrics_of_ranks
-from ipsrec_onnx.versions import package_version
 from ipsrec_train.batches import Batch, Histories, cut_windows, epoch_batches, load_histories
 from ipsrec_train.losses import contrastive_loss, full_softmax_loss
 from ipsrec_train.model import Model
 from ipsrec_train.progress import TrainingBar
 from ipsrec_train.ranking import rank_targets
 from ipsrec_train.run import (
-    RESUME_FILE,
     Progress,
     Run,
+    can_resume,
+    continue_run,
     load_progress,
     open_run,
     read_run_info,
+    run_info,
     save_model,
     save_progress,
     start_run,
 )
-from ipsrec_train.settings import IPSRecSettings
+from ipsrec_train.settings import IPSRecSettings, TrainingSettings
 
-Metric = Literal["ndcg@10", "mrr@10"]
 CUTOFFS = (5, 10)
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a model is trained (paper section 3.3).
-
-    Attributes:
-        batch_size: windows of histories in a batch.
-        learning_rate: of Adam.
-        epochs: most epochs.
-        patience: stop after so many epochs without a better validation metric.
-        stop_metric: which metric is watched.
-        seed: of weights, dropout and order.
-    """
-
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    epochs: int = 200
-    patience: int = 10
-    stop_metric: Metric = "ndcg@10"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.epochs, self.patience) < 1 or self.learning_rate <= 0:
-            raise DataError("settings: batch_size, epochs and patience must be 1 or more, learning_rate above 0")
-        if self.seed < 0:
-            raise DataError(f"settings: seed is {self.seed}, expected 0 or more")
-        if self.stop_metric not in ("ndcg@10", "mrr@10"):
-            raise DataError(f"settings: stop_metric {self.stop_metric!r}, expected ndcg@10 or mrr@10")
 
 
 def train(
@@ -107,6 +77,8 @@ def train(
     settings, training = settings or IPSRecSettings(), training or TrainingSettings()
     folder = refuse_existing(output, overwrite=overwrite or resume)
     place = _device(device)
+    if threads is not None and threads < 1:
+        raise DataError(f"settings: threads is {threads}, expected 1 or more")
     if threads is not None:
         torch.set_num_threads(threads)
     data = open_dataset(dataset)
@@ -118,13 +90,16 @@ def train(
         place
     )
     optimizer = torch.optim.Adam(net.parameters(), lr=training.learning_rate)
-    info = _run_info(model, settings, training, data)
+    info = run_info(model, settings, training, data, device=device)
     bar = TrainingBar(quiet=quiet)
     progress = Progress(epoch=0, metrics=[])
-    if resume and (folder / RESUME_FILE).is_file():
-        _refuse_other_run(folder, info)
+    if resume and can_resume(folder, info):
         progress = load_progress(folder, net, optimizer)
+        before = read_run_info(folder).get("machine")
+        continue_run(folder, info, progress)
         bar.say(f"going on after epoch {progress.epoch}")
+        if before != info["machine"]:
+            bar.say(f"until now on {before}, from now on {info['machine']}: the last bits of the weights may differ")
     else:
         start_run(folder, info, data.catalog)
     loop = _Loop(net, optimizer, settings=settings, training=training, device=place, bar=bar)
@@ -205,10 +180,11 @@ class _Loop:
             weights=(terms.provider_weights(), terms.item_weights()) if terms is not None else None,
             entries=batch.history_entries() if terms is not None else None,
         )
-        if settings.contrastive_weight:
+        users = batch.last[batch.newest]
+        if settings.contrastive_weight and len(users):
             contrast = contrastive_loss(
-                item_states[batch.last],
-                provider_states.flatten(0, 1)[batch.last],
+                item_states[users],
+                provider_states.flatten(0, 1)[users],
                 temperature=settings.temperature,
                 symmetric=settings.variant == "released",
             )
@@ -220,40 +196,13 @@ class _Loop:
 
 
 def _device(device: Literal["cpu", "cuda"]) -> torch.device:
+    if device not in ("cpu", "cuda"):
+        raise DataError(f"settings: device is {device!r}, expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ExecutionProviderError(
             f"device cuda: torch {torch.__version__} finds no GPU; use --device cpu, or install a CUDA build of torch"
         )
     return torch.device(device)
-
-
-def _run_info(model: str, settings: IPSRecSettings, training: TrainingSettings, dataset: Dataset) -> dict[str, Any]:
-    """What is known when training starts; a resumed run must have the same."""
-    return {
-        "model": model,
-        "settings": asdict(settings),
-        "training": asdict(training),
-        "dataset": {"path": str(dataset.path.resolve()), "fingerprint": dataset.fingerprint},
-        "versions": {"ipsrec-onnx": package_version("ipsrec-onnx"), "torch": torch.__version__},
-    }
-
-
-def _refuse_other_run(folder: Path, info: dict[str, Any]) -> None:
-    """A run goes on only with the model, settings and data it began with; epochs and patience may grow."""
-    before = read_run_info(folder)
-    free = {"epochs", "patience"}
-
-    def fixed(run: dict[str, Any]) -> dict[str, Any]:
-        training = {name: value for name, value in run["training"].items() if name not in free}
-        return {"model": run["model"], "dataset": run["dataset"]["fingerprint"], **run["settings"], **training}
-
-    old, new = fixed(before), fixed(info)
-    for name in new:
-        if old.get(name) != new[name]:
-            raise DataError(
-                f"{folder}: the run to resume has {name} {old.get(name)}, now it is {new[name]}; "
-                "ask for the same, or start again with --overwrite"
-            )
 
 
 def _best_epoch(progress: Progress, training: TrainingSettings) -> int:
