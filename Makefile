@@ -16,17 +16,32 @@ export NUMBA_CACHE_DIR = $(CURDIR)/.numba_cache/$(KERNELS)
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 
-demo: $(DEMO_BIN)/.installed
-	mkdir -p $(DEMO)
+demo: $(DEMO)/candidates.parquet
+	$(DEMO_BIN)/python examples/grocery/show_candidates.py --folder $(DEMO)
+
+# Each step is a file made from files, so that a second run shows the lists and does nothing else. --overwrite redoes a
+# step that was interrupted; the environment is order-only, or a new pin would train again.
+# The last file that interactions.py writes stands for all three.
+$(DEMO)/households.parquet: examples/grocery/interactions.py | $(DEMO_BIN)/.installed
 	$(DEMO_BIN)/python examples/grocery/interactions.py --output $(DEMO)
+
+$(DEMO)/dataset/dataset.json: $(DEMO)/households.parquet | $(DEMO_BIN)/.installed
 	$(IPSREC) prepare --input $(DEMO)/interactions.parquet --output $(DEMO)/dataset \
 		--min-item-interactions 50 --overwrite
+
+# A run folder grows epoch by epoch: a stamp says that the last one is there.
+$(DEMO)/.trained: $(DEMO)/dataset/dataset.json configs/grocery-demo.toml | $(DEMO_BIN)/.installed
 	$(IPSREC) train --dataset $(DEMO)/dataset --output $(DEMO)/run --config configs/grocery-demo.toml --overwrite
+	touch $@
+
+$(DEMO)/ipsrec_c.onnx: $(DEMO)/.trained | $(DEMO_BIN)/.installed
 	$(IPSREC) export --checkpoint $(DEMO)/run --output $(DEMO)/ipsrec_c.onnx --overwrite
+
+$(DEMO)/candidates.parquet: $(DEMO)/ipsrec_c.onnx $(DEMO)/dataset/dataset.json $(DEMO)/households.parquet \
+		| $(DEMO_BIN)/.installed
 	$(IPSREC) evaluate --model $(DEMO)/ipsrec_c.onnx --dataset $(DEMO)/dataset
 	$(IPSREC) score --model $(DEMO)/ipsrec_c.onnx --input $(DEMO)/households.parquet \
 		--output $(DEMO)/candidates.parquet --top-k 20 --max-per-provider 3 --overwrite
-	$(DEMO_BIN)/python examples/grocery/show_candidates.py --folder $(DEMO)
 
 test: lint
 	$(TEST_BIN)/python -m pytest

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipsrec_onnx.cores import cgroup_cores, usable_cores
 from ipsrec_onnx.errors import ExecutionProviderError
-from ipsrec_onnx.versions import package_version
+from ipsrec_onnx.versions import how_to_install, package_version
 
 if TYPE_CHECKING:  # doctor must run where onnxruntime is missing
     from ipsrec_onnx.session import Device
@@ -78,11 +78,11 @@ def wheel_problems(versions: dict[str, str]) -> list[Problem]:
             Problem(
                 f"{CPU_WHEEL} {versions[CPU_WHEEL]} and {GPU_WHEEL} {versions[GPU_WHEEL]} are both installed; "
                 "they overwrite each other, and CUDA may be gone without a word",
-                f"pip uninstall -y {CPU_WHEEL} {GPU_WHEEL} && pip install 'ipsrec-onnx[gpu]' (or [cpu])",
+                f"pip uninstall -y {CPU_WHEEL} {GPU_WHEEL} && {how_to_install('gpu', or_else='cpu')}",
             )
         ]
     if not installed:
-        return [Problem("no onnxruntime is installed", "pip install 'ipsrec-onnx[cpu]', or [gpu] for an NVIDIA GPU")]
+        return [Problem("no onnxruntime is installed", how_to_install("cpu", or_else="gpu"))]
     return []
 
 
@@ -126,7 +126,7 @@ def cuda_problems(versions: dict[str, str], execution_providers: list[str]) -> l
         return [
             Problem(
                 f"CUDA is asked for, but {GPU_WHEEL} is not installed; execution providers: {execution_providers}",
-                f"pip uninstall -y {CPU_WHEEL} && pip install 'ipsrec-onnx[gpu]'",
+                f"pip uninstall -y {CPU_WHEEL} && {how_to_install('gpu')}",
             )
         ]
     if "CUDAExecutionProvider" not in execution_providers:
@@ -182,7 +182,7 @@ def _execution_providers() -> tuple[list[str], list[Problem]]:
     """What onnxruntime has; and what is wrong with it where it is there, but not whole."""
     if find_spec("onnxruntime") is None:
         return [], []
-    mend = f"pip uninstall -y {CPU_WHEEL} {GPU_WHEEL} && pip install 'ipsrec-onnx[cpu]' (or [gpu])"
+    mend = f"pip uninstall -y {CPU_WHEEL} {GPU_WHEEL} && {how_to_install('cpu', or_else='gpu')}"
     try:
         from ipsrec_onnx.session import available_execution_providers
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from ipsrec_kernels.topk import HistoryTerms
 from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
 from ipsrec_onnx.onnx_proto import graph_opset
@@ -29,8 +31,8 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "settings": opened.settings,
         "num_items": catalog.num_items,
         "num_providers": catalog.num_providers,
-        "item_id_type": str(catalog.item_ids.type),
-        "provider_id_type": str(catalog.provider_ids.type),
+        "item_id_type": _id_type(catalog.item_ids),
+        "provider_id_type": _id_type(catalog.provider_ids),
         "items_without_provider": int((catalog.item_provider[1:] == 0).sum()),
         "training_interactions": int(catalog.popularity.sum()),
         "inputs": [_node(node) for node in session.get_inputs()],
@@ -47,6 +49,11 @@ def _node(node: Any, opened: ModelFile | None = None) -> dict[str, Any]:
     if opened is not None and node.name == "item_embeddings":
         shape = list(opened.item_embeddings.shape)
     return {"name": node.name, "type": node.type, "shape": shape}
+
+
+def _id_type(ids: pa.Array) -> str:
+    """int64 or string: how wide the offsets of strings are is no matter of the user's."""
+    return str(ids.type).removeprefix("large_")
 
 
 def _history_terms(terms: HistoryTerms | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import onnxruntime
 
 from ipsrec_onnx.errors import ExecutionProviderError, ModelFileError
+from ipsrec_onnx.versions import how_to_install
 
 Device = Literal["cpu", "cuda"]
 
@@ -30,9 +31,8 @@ def available_execution_providers() -> list[str]:
         # Python imports a folder without __init__.py, too: what removing one of the two wheels leaves of the other.
         folder = next(iter(onnxruntime.__path__))
         raise ExecutionProviderError(
-            f"the onnxruntime at {folder} is not whole, as after removing one of two installed "
-            "wheels; mend it with: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ipsrec-onnx[cpu]' "
-            "(or [gpu])"
+            f"the onnxruntime at {folder} is not whole, as after removing one of two installed wheels; mend it with: "
+            f"pip uninstall -y onnxruntime onnxruntime-gpu && {how_to_install('cpu', or_else='gpu')}"
         )
     return list(onnxruntime.get_available_providers())
 
@@ -100,7 +100,7 @@ def _missing(device: str) -> str:
     return (
         f"--device {device}: {_EXECUTION_PROVIDER[device]} is not in this onnxruntime, which has "
         f"{available_execution_providers()}; use --device cpu, or mend it with: "
-        "pip uninstall -y onnxruntime && pip install 'ipsrec-onnx[gpu]'"
+        f"pip uninstall -y onnxruntime && {how_to_install('gpu')}"
     )
 
 

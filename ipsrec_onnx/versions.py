@@ -11,3 +11,14 @@ def package_version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+def how_to_install(extra: str, *, or_else: str | None = None) -> str:
+    """Advice for one line of an error: installs this package with an extra, as README does.
+
+    Args:
+        extra: of pyproject.toml, "cpu", "gpu" or "train".
+        or_else: an extra that may be meant instead.
+    """
+    choice = "" if or_else is None else f" (or '.[{or_else}]')"
+    return f"pip install -c constraints.txt '.[{extra}]'{choice} in the checkout of ipsrec-onnx"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from model_files import write_model_file
 from test_cli_score import run
+
+from ipsrec_onnx.inspection import _id_type
 
 
 def test_inspect_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +33,11 @@ def test_inspect_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert found["gate"] == gate
     assert found["settings"]["max_len"] == 6
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_string_ids_are_called_string(kind: pa.DataType) -> None:
+    assert _id_type(pa.array(["a"], kind)) == "string"
 
 
 def test_inspect_refuses_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

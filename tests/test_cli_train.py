@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,9 @@ from safetensors.torch import load_file
 from training_data import make_dataset
 
 from ipsrec_cli.main import main
+from ipsrec_cli.train import train as train_command
+from ipsrec_train.config import read_config
+from ipsrec_train.settings import VARIANTS
 
 SMALL = ["--max-len", 10, "--dim", 16, "--num-layers", 1, "--inner-dim", 32, "--dropout", 0.2]
 SMALL += ["--batch-size", 64, "--learning-rate", 0.01, "--threads", 1]
@@ -92,6 +98,40 @@ def test_every_option_reaches_the_run(dataset, tmp_path, capfd):
     }
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_help_names_the_defaults_that_hold(variant):
+    """Each "[default: ...]" is what a run without options has: one value, or one for each variant."""
+    config = read_config(None, model=None, variant=variant, changes={})
+    holds = {**dataclasses.asdict(config.settings), **dataclasses.asdict(config.training)}
+    holds |= {
+        "model": config.model,
+        "variant": read_config(None, model=None, variant=None, changes={}).settings.variant,
+    }
+    options = {option.name: option for option in train_command.params if isinstance(option, click.Option)}
+    code_only = {"layer_norm_eps", "initializer_std"}
+    assert set(holds) - set(options) == code_only
+    for name in set(holds) - code_only:
+        said = re.search(r"\[default: (.+)\]", options[name].help or "")
+        assert said, f"--{name} names no default"
+        text = said[1]
+        for part in text.split(", "):
+            value, _, variants = part.partition(" in ")
+            if not variants or variant in variants.split(" and "):
+                text = value
+                break
+        given = {True: "on", False: "off"}[holds[name]] if isinstance(holds[name], bool) else holds[name]
+        assert type(given)(text) == given, f"--{name}: help says {text}, the default of {variant} is {given}"
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_parts_of_a_variant_can_be_turned_on_and_off(dataset, tmp_path, capfd, on):
+    flags = ("--history-terms", "--provider-in-item") if on else ("--no-history-terms", "--no-provider-in-item")
+    variant = "paper" if on else "recommended"
+    assert train(dataset, tmp_path / "run", *flags, "--variant", variant, epochs=1) == 0
+    settings = run_info(tmp_path / "run")["settings"]
+    assert (settings["history_terms"], settings["provider_in_item"]) == (on, on)
+
+
 def test_options_win_over_the_config_file(dataset, tmp_path, capfd):
     config = tmp_path / "config.toml"
     config.write_text(
@@ -123,7 +163,7 @@ def test_refusals_are_one_line_and_exit_code_1(dataset, tmp_path, capfd):
         (["--resume", "--seed", 3], "the run to resume has seed 0, now it is 3"),
         (["--overwrite", "--dim", 15], "dim 15 does not split into 2 heads"),
         (["--overwrite", "--seed", -1], "seed is -1"),
-        (["--overwrite", "--learning-rate", 0], "learning_rate above 0"),
+        (["--overwrite", "--learning-rate", 0], "learning_rate is 0.0"),
     ):
         capfd.readouterr()
         assert train(dataset, tmp_path / "run", *options, epochs=1) == 1

@@ -113,7 +113,9 @@ def test_a_folder_that_is_left_of_onnxruntime_is_named(leftover: dict[str, str],
         assert examined.returncode == 1, examined.stderr
         (problem,) = [p for p in json.loads(examined.stdout)["problems"] if "not whole" in p["what"]]
         assert str(tmp_path / "onnxruntime") in problem["what"]
-        assert problem["mend"].startswith("pip uninstall -y onnxruntime onnxruntime-gpu && pip install")
+        assert problem["mend"].startswith(
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install -c constraints.txt '.["
+        )
     (tmp_path / "model.onnx").write_bytes(b"x")
     refused = ipsrec("inspect", str(tmp_path / "model.onnx"))
     assert refused.returncode == 1

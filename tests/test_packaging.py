@@ -67,7 +67,7 @@ def test_a_command_that_needs_an_extra_says_which(scoring_machine, tmp_path):
     refused = run(scoring_machine / "ipsrec", "export", "--checkpoint", "run", "--output", "m.onnx", cwd=tmp_path)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
-    assert "pip install 'ipsrec-onnx[train]'" in refused.stderr
+    assert "pip install -c constraints.txt '.[train]'" in refused.stderr
 
 
 def test_doctor_finds_nothing_wrong_there(scoring_machine, tmp_path):

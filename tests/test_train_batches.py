@@ -160,7 +160,7 @@ def test_an_item_that_the_catalog_lacks_is_refused(tmp_path, rng):
     histories = pq.read_table(dataset / "histories.parquet")
     lists = histories["item_history"].combine_chunks()
     items = lists.values.to_numpy().copy()
-    items[1] = -5
+    items[0] = -5
     broken = type(lists).from_arrays(lists.offsets, pa.array(items))
     pq.write_table(histories.set_column(1, "item_history", broken), dataset / "histories.parquet")
     with pytest.raises(DataError, match="item_history holds 1 items that the catalog does not"):

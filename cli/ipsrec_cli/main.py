@@ -84,11 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _refusal(error: Exception) -> str | None:
     """The one readable line for an error raised on purpose; None for a defect of ours."""
     from ipsrec_onnx.errors import IpsrecError
+    from ipsrec_onnx.versions import how_to_install
 
     if isinstance(error, IpsrecError):
         return " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
-        return f"{error.name} is not installed; mend it with: pip install 'ipsrec-onnx[{EXTRA_OF[error.name]}]'"
+        return f"{error.name} is not installed; mend it with: {how_to_install(EXTRA_OF[error.name])}"
     return None
 
 

@@ -26,7 +26,7 @@ from ipsrec_cli.options import (
     type=click.Choice(["recommended", "paper", "released"]),
     default=None,
     help="recommended: the paper's streams, plus the provider in every item and history terms.  "
-    "paper: as printed.  released: as the authors' code.  [default: recommended]",
+    "paper: as read in docs/decisions.md.  released: as the authors' code.  [default: recommended]",
 )
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file of settings.")
 @click.option("--max-len", type=int, help="Most recent items that the model sees.  [default: 50]")
@@ -35,10 +35,27 @@ from ipsrec_cli.options import (
 @click.option("--num-heads", type=int, help="Attention heads.  [default: 2]")
 @click.option("--inner-dim", type=int, help="Width of the feed-forward.  [default: 256]")
 @click.option("--dropout", type=float, help="[default: 0.5]")
-@click.option("--contrastive-weight", type=float, help="Lambda.  [default: 0 recommended, 0.1 paper and released]")
+@click.option(
+    "--contrastive-weight", type=float, help="Lambda.  [default: 0 in recommended, 0.1 in paper and released]"
+)
 @click.option("--temperature", type=float, help="Tau of the contrastive loss.  [default: 1]")
-@click.option("--co-attention", type=click.Choice(["queries", "keys_values"]), help="What ipsrec-c's streams exchange.")
-@click.option("--batch-size", type=int, help="Histories in a batch.  [default: 256]")
+@click.option(
+    "--co-attention",
+    type=click.Choice(["queries", "keys_values"]),
+    help="What ipsrec-c's streams exchange.  [default: queries]",
+)
+@click.option(
+    "--provider-in-item/--no-provider-in-item",
+    default=None,
+    help="Add the provider's embedding to each item's.  [default: on in recommended, off in paper and released]",
+)
+@click.option(
+    "--history-terms/--no-history-terms",
+    default=None,
+    help="Add learned weights for items and providers met before to the score.  "
+    "[default: on in recommended, off in paper and released]",
+)
+@click.option("--batch-size", type=int, help="Windows of at most max_len items in a batch.  [default: 256]")
 @click.option("--learning-rate", type=float, help="Of Adam.  [default: 0.001]")
 @click.option("--epochs", type=int, help="Most epochs.  [default: 200]")
 @click.option("--patience", type=int, help="Epochs without a better metric before it stops.  [default: 10]")

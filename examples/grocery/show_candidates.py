@@ -47,7 +47,7 @@ def as_table(item_ids: list[int], scores: list[float], products: pl.DataFrame) -
             str(rank),
             item["what"],
             item["category"],
-            item["brand"].lower(),
+            (item["brand"] or "").lower(),
             str(item["manufacturer_id"]),
             f"{scores[rank - 1]:.3f}",
         )
