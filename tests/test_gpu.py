@@ -16,8 +16,9 @@ from ipsrec_onnx.doctor import doctor
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.session import available_execution_providers
 from ipsrec_train.prepare import prepare
-from ipsrec_train.settings import TrainingSettings, settings_for
+from ipsrec_train.settings import settings_for
 from ipsrec_train.train import train
+from ipsrec_train.training_settings import TrainingSettings
 
 pytestmark = pytest.mark.gpu
 

@@ -18,8 +18,9 @@ from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.scoring import score
 from ipsrec_train.prepare import prepare
-from ipsrec_train.settings import TrainingSettings, settings_for
+from ipsrec_train.settings import settings_for
 from ipsrec_train.train import train
+from ipsrec_train.training_settings import TrainingSettings
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plain_onnxruntime.py"
 NUM_USERS = 600

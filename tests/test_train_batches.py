@@ -84,7 +84,7 @@ def test_batches_hold_batch_size_windows_in_the_given_order(lists, rng):
     sizes = [len(batch.last) for batch in batches]
     assert sizes[:-1] == [9] * (len(batches) - 1)
     assert sum(sizes) == len(windows)
-    newest = [batch.item_history.flatten()[batch.last] for batch in batches]
+    newest = [batch.histories.item_history.flatten()[batch.last] for batch in batches]
     np.testing.assert_array_equal(torch.cat(newest), histories.values[windows[order, 1] - 1])
 
 
@@ -103,25 +103,25 @@ def test_newest_says_which_window_is_the_last_of_its_user(lists, rng):
 
 def test_rows_say_what_lies_where(lists, rng):
     for batch in batches_of(lists, rng):
-        width = batch.item_history.shape[1]
+        width = batch.histories.item_history.shape[1]
         assert width == MAX_LEN
-        real = batch.segments >= 0
-        assert ((batch.item_history != PADDING) == real).all()
-        assert not batch.positions[~real].any()
+        real = batch.histories.segments >= 0
+        assert ((batch.histories.item_history != PADDING) == real).all()
+        assert not batch.histories.positions[~real].any()
         assert sorted(batch.at.tolist()) == torch.nonzero(real.flatten()).flatten().tolist()
         for segment, last in enumerate(batch.last.tolist()):
-            at = torch.nonzero(batch.segments.flatten() == segment).flatten()
+            at = torch.nonzero(batch.histories.segments.flatten() == segment).flatten()
             assert len(set((at // width).tolist())) == 1  # in one row
             assert (at.diff() == 1).all()
-            assert batch.positions.flatten()[at].tolist() == list(range(len(at)))
+            assert batch.histories.positions.flatten()[at].tolist() == list(range(len(at)))
             assert last == at[-1]
-        assert len(batch.last) == int(batch.segments.max()) + 1
+        assert len(batch.last) == int(batch.histories.segments.max()) + 1
 
 
 def test_rows_are_filled_before_a_new_one_is_begun(rng):
     (batch,) = batches_of([[1, 2, 3, 4, 5]] * 6, rng, max_len=8)  # four inputs each
-    assert batch.item_history.shape == (3, 8)
-    assert (batch.item_history != PADDING).all()
+    assert batch.histories.item_history.shape == (3, 8)
+    assert (batch.histories.item_history != PADDING).all()
 
 
 def test_history_entries_are_the_items_before_each_target_by_age(lists, rng):

@@ -6,7 +6,8 @@ import pytest
 
 from ipsrec_onnx.errors import DataError
 from ipsrec_train.config import read_config
-from ipsrec_train.settings import IPSRecSettings, TrainingSettings
+from ipsrec_train.settings import IPSRecSettings
+from ipsrec_train.training_settings import TrainingSettings
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 

@@ -10,6 +10,7 @@ from ipsrec_onnx.errors import DataError
 from ipsrec_train.layers import initialize, packed_mask
 from ipsrec_train.losses import contrastive_loss, full_softmax_loss
 from ipsrec_train.model import Model
+from ipsrec_train.packed import PackedHistories
 from ipsrec_train.settings import VARIANTS
 
 # float32 through a few layers, states of size 1; a wrong mask or position moves them by 0.01 and more.
@@ -55,7 +56,7 @@ def pad(histories, width):
 def states_of(model, rows):
     """Item and provider states of every history, in order, (length, D) each."""
     items, positions, segments = pack_in_rows(rows)
-    states = model.encode_packed(model.item_embeddings(), items, positions, segments)
+    states = model.encode_packed(model.item_embeddings(), PackedHistories(items, positions, segments))
     count = int(segments.max()) + 1
     return [[part[segments == number].numpy() for number in range(count)] for part in states]
 
@@ -236,7 +237,9 @@ def test_padding_rows_stay_zero_while_every_other_weight_learns(rng, name, varia
     at = torch.nonzero(segments.flatten() >= 0).flatten()
     for _ in range(2):
         table = model.item_embeddings()
-        states, others = (part.flatten(0, 1) for part in model.encode_packed(table, items, positions, segments))
+        states, others = (
+            part.flatten(0, 1) for part in model.encode_packed(table, PackedHistories(items, positions, segments))
+        )
         loss = full_softmax_loss(states[at], table, items.flatten()[at], item_provider=model.item_provider)
         loss = loss + contrastive_loss(states[at], others[at], temperature=1.0, symmetric=True)
         optimizer.zero_grad()

@@ -21,8 +21,9 @@ from ipsrec_train import train as module
 from ipsrec_train.batches import load_histories
 from ipsrec_train.ranking import rank_targets
 from ipsrec_train.run import load_model, open_run
-from ipsrec_train.settings import VARIANTS, TrainingSettings
+from ipsrec_train.settings import VARIANTS
 from ipsrec_train.train import CUTOFFS, train
+from ipsrec_train.training_settings import TrainingSettings
 
 NEVER_THE_SAME = {"train_s", "wall_s"}
 

@@ -18,8 +18,9 @@ from ipsrec_export.graph import build_graph
 from ipsrec_train.batches import Batch
 from ipsrec_train.model import Model
 from ipsrec_train.prepare import prepare
-from ipsrec_train.settings import IPSRecSettings, TrainingSettings, settings_for
+from ipsrec_train.settings import IPSRecSettings, settings_for
 from ipsrec_train.train import train
+from ipsrec_train.training_settings import TrainingSettings
 
 torch.set_num_threads(1)  # at these sizes more threads only wait for each other
 
@@ -130,8 +131,8 @@ def make_run(folder: Path) -> Path:
 
 def prefixes(batch: Batch) -> Iterator[tuple[tuple[int, ...], int]]:
     """Each target of a batch and the window's items before it, oldest first, read off the packed rows."""
-    width = batch.item_history.shape[1]
+    width = batch.histories.item_history.shape[1]
     for at, target in zip(batch.at.tolist(), batch.targets.tolist(), strict=True):
         row, column = divmod(at, width)
-        length = int(batch.positions[row, column]) + 1
-        yield tuple(batch.item_history[row, column - length + 1 : column + 1].tolist()), target
+        length = int(batch.histories.positions[row, column]) + 1
+        yield tuple(batch.histories.item_history[row, column - length + 1 : column + 1].tolist()), target

@@ -36,7 +36,7 @@ class ExportGraph(nn.Module):
         """(B, L) int32, (B, L) int32, (B,) int32 -> (B, D) float32 user_embedding."""
         items = F.embedding(item_history, self.item_embeddings)  # (B, L, D)
         providers = F.embedding(provider_history, self.provider_embeddings)  # (B, L, D)
-        return self.encoder.encode_last(items, providers, lengths.long().clamp(min=1))
+        return self.encoder.encode_last(items, providers, item_history.long(), lengths.long().clamp(min=1))
 
 
 def build_graph(model: Model) -> onnx.ModelProto:

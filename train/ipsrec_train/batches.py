@@ -16,6 +16,7 @@ from ipsrec_onnx.dataset import Dataset, Split, read_histories, split_histories
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import find_ids, plain_ids
 from ipsrec_train.history_terms import HistoryEntries
+from ipsrec_train.packed import PackedHistories
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +92,14 @@ class Batch:
     """Windows packed end to end into R rows of W positions.
 
     Attributes:
-        item_history: (R, W) int64 item_index, PADDING where nothing lies.
-        positions: (R, W) int64 place in the window, 0 the oldest.
-        segments: (R, W) int64 window of each position, -1 for padding.
+        histories: the windows' inputs; segment b is window b.
         at: (T,) int64 where a target's state lies, in the flattened rows.
         targets: (T,) int64 item_index that came next.
         last: (B,) int64 where each window's newest state lies.
         newest: (B,) bool, which windows are the newest of their user: the state at their end is the user's.
     """
 
-    item_history: Tensor
-    positions: Tensor
-    segments: Tensor
+    histories: PackedHistories
     at: Tensor
     targets: Tensor
     last: Tensor
@@ -110,12 +107,12 @@ class Batch:
 
     def history_entries(self) -> HistoryEntries:
         """What each target's history holds, (T, W): the entries of its row that are its own and not newer."""
-        width = self.item_history.shape[1]
-        row = self.at // width
-        segment = self.segments.flatten()[self.at].unsqueeze(1)
-        age = self.positions.flatten()[self.at].unsqueeze(1) - self.positions[row]
-        real = (self.segments[row] == segment) & (age >= 0)
-        return HistoryEntries(self.item_history[row], age.clamp(min=0), real.float())
+        items, positions, segments = self.histories
+        row = self.at // items.shape[1]
+        segment = segments.flatten()[self.at].unsqueeze(1)
+        age = positions.flatten()[self.at].unsqueeze(1) - positions[row]
+        real = (segments[row] == segment) & (age >= 0)
+        return HistoryEntries(items[row], age.clamp(min=0), real.float())
 
 
 def epoch_batches(
@@ -156,9 +153,7 @@ def _pack(histories: Histories, windows: npt.NDArray[np.int64], *, max_len: int,
 
     at = (row[window].astype(np.int64) * max_len) + column[window] + place
     return Batch(
-        item_history=placed(items),
-        positions=placed(place),
-        segments=placed(window + 1) - 1,
+        histories=PackedHistories(placed(items), placed(place), placed(window + 1) - 1),
         at=torch.from_numpy(at).to(device),
         targets=torch.from_numpy(targets.astype(np.int64)).to(device),
         last=torch.from_numpy(at[offsets[1:] - 1]).to(device),

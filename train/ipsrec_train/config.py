@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ipsrec_onnx.errors import DataError
-from ipsrec_train.settings import VARIANTS, IPSRecSettings, TrainingSettings, settings_for
+from ipsrec_train.settings import VARIANTS, IPSRecSettings, settings_for
+from ipsrec_train.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ipsrec_train.layers import (
     stack,
     take_last,
 )
+from ipsrec_train.packed import PackedHistories
 from ipsrec_train.settings import IPSRecSettings
 
 
@@ -42,32 +43,32 @@ class IPSRecC(nn.Module):
         self.item_fusion = stack(settings, fused)
         self.provider_fusion = stack(settings, fused)
 
-    def forward(self, items: Tensor, providers: Tensor, positions: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, items: Tensor, providers: Tensor, packed: PackedHistories) -> tuple[Tensor, Tensor]:
         """Encode histories packed end to end, all positions in one pass.
 
         Args:
             items: (R, W, D) item embeddings.
             providers: (R, W, D) provider embeddings.
-            positions: (R, W) int64 place in its history, 0 the oldest.
-            segments: (R, W) int64 which history a position belongs to; -1 for padding.
+            packed: the histories that they are of.
 
         Returns:
             item and provider states, (R, W, D) each; state t has seen positions 0..t of its own history.
         """
-        mask = packed_mask(segments)  # (R, 1, W, W)
-        x, y = self._embed(items, providers, positions)
+        mask = packed_mask(packed.segments)  # (R, 1, W, W)
+        x, y = self._embed(items, providers, packed.positions)
         for item_layer, provider_layer in self._own_layers():
             x, y = item_layer(x, x, mask), provider_layer(y, y, mask)
         for item_layer, provider_layer in self._fusion_layers():
             x, y = self._fuse(item_layer, provider_layer, x, y, mask)
         return x, y
 
-    def encode_last(self, items: Tensor, providers: Tensor, lengths: Tensor) -> Tensor:
+    def encode_last(self, items: Tensor, providers: Tensor, item_history: Tensor, lengths: Tensor) -> Tensor:
         """Encode the newest position of right-padded histories, and of the last layers nothing else.
 
         Args:
             items: (B, L, D) item embeddings.
             providers: (B, L, D) provider embeddings.
+            item_history: (B, L) int64 item_index; not looked at here.
             lengths: (B,) int64, 1 or more.
 
         Returns:

@@ -15,6 +15,7 @@ from ipsrec_train.layers import (
     stack,
     take_last,
 )
+from ipsrec_train.packed import PackedHistories
 from ipsrec_train.settings import IPSRecSettings
 
 
@@ -35,37 +36,37 @@ class IPSRecS(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         self.layers = stack(settings, settings.num_layers)
 
-    def forward(self, items: Tensor, providers: Tensor, positions: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, items: Tensor, providers: Tensor, packed: PackedHistories) -> tuple[Tensor, Tensor]:
         """Encode histories packed end to end, all positions in one pass.
 
         Args:
             items: (R, W, D) item embeddings.
             providers: (R, W, D) provider embeddings.
-            positions: (R, W) int64 place in its history, 0 the oldest.
-            segments: (R, W) int64 which history a position belongs to; -1 for padding.
+            packed: the histories that they are of.
 
         Returns:
             item and provider states, (R, W, D) each. State t has seen positions 0..t of its own history; but in
             `released` a provider state has seen the WHOLE item history: use it at the last position alone.
         """
-        causal, same = packed_allowed(segments)  # (R, W, W) each
+        causal, same = packed_allowed(packed.segments)  # (R, W, W) each
         if self.released:
             upper, lower = torch.cat([causal, torch.zeros_like(causal)], 2), torch.cat([same, causal], 2)
         else:
             upper = lower = torch.cat([causal, causal], 2)
         mask = blocked_unless(torch.cat([upper, lower], 1))  # (R, 1, 2 W, 2 W)
-        states = self._embed(items, providers, positions)  # (R, 2 W, D)
+        states = self._embed(items, providers, packed.positions)  # (R, 2 W, D)
         for layer in layers_of(self.layers):
             states = layer(states, states, mask)
         item_states, provider_states = states.chunk(2, 1)
         return item_states, provider_states
 
-    def encode_last(self, items: Tensor, providers: Tensor, lengths: Tensor) -> Tensor:
+    def encode_last(self, items: Tensor, providers: Tensor, item_history: Tensor, lengths: Tensor) -> Tensor:
         """Encode the newest item position of right-padded histories, and of the last layer nothing else.
 
         Args:
             items: (B, L, D) item embeddings.
             providers: (B, L, D) provider embeddings; not looked at in `released`.
+            item_history: (B, L) int64 item_index; not looked at here.
             lengths: (B,) int64, 1 or more.
 
         Returns:

@@ -13,6 +13,7 @@ from ipsrec_train.history_terms import HistoryTerms
 from ipsrec_train.ipsrec_c import IPSRecC
 from ipsrec_train.ipsrec_s import IPSRecS
 from ipsrec_train.layers import initialize
+from ipsrec_train.packed import PackedHistories
 from ipsrec_train.settings import IPSRecSettings
 
 ENCODERS: dict[str, type[IPSRecS] | type[IPSRecC]] = {"ipsrec-s": IPSRecS, "ipsrec-c": IPSRecC}
@@ -72,23 +73,19 @@ class Model(nn.Module):
         """The same as forward, with the item table already made."""
         items = F.embedding(item_history.long(), item_embeddings)  # (B, L, D)
         providers = self.providers(provider_history.long())  # (B, L, D)
-        return self.encoder.encode_last(items, providers, lengths.long().clamp(min=1))
+        return self.encoder.encode_last(items, providers, item_history.long(), lengths.long().clamp(min=1))
 
-    def encode_packed(
-        self, item_embeddings: Tensor, item_history: Tensor, positions: Tensor, segments: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def encode_packed(self, item_embeddings: Tensor, packed: PackedHistories) -> tuple[Tensor, Tensor]:
         """Encode every position of histories packed end to end, for training.
 
         Args:
             item_embeddings: (num_items + 1, D) as item_embeddings() gives it.
-            item_history: (R, W) item_index; providers are the catalog's.
-            positions: (R, W) int64 place in its history.
-            segments: (R, W) which history; -1 for padding.
+            packed: the histories; providers are the catalog's.
 
         Returns:
             item and provider states, (R, W, D) each.
         """
-        items = F.embedding(item_history, item_embeddings)
-        providers = self.providers(self.item_provider[item_history])
-        states: tuple[Tensor, Tensor] = self.encoder(items, providers, positions, segments)
+        items = F.embedding(packed.item_history, item_embeddings)
+        providers = self.providers(self.item_provider[packed.item_history])
+        states: tuple[Tensor, Tensor] = self.encoder(items, providers, packed)
         return states

@@ -28,7 +28,8 @@ from ipsrec_onnx.dataset import Dataset
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.versions import package_version
 from ipsrec_train.model import Model
-from ipsrec_train.settings import IPSRecSettings, TrainingSettings, settings_for
+from ipsrec_train.settings import IPSRecSettings, settings_for
+from ipsrec_train.training_settings import TrainingSettings
 
 RUN_FILE, MODEL_FILE, METRICS_FILE, RESUME_FILE = "run.json", "model.safetensors", "metrics.jsonl", "resume.safetensors"
 CATALOG_FILE, PROVIDERS_FILE = "catalog.parquet", "providers.parquet"

@@ -1,4 +1,4 @@
-"""Settings of a model and of its training, frozen, and what each variant sets.
+"""Settings of a model, frozen, and what each variant sets.
 
 The variants are those of the paper's notes: `paper` is the paper as read, `released` the authors' code, and
 `recommended` adds what measurably helps: the provider in every item's representation and the history terms.
@@ -14,7 +14,6 @@ from typing import Any, Literal
 from ipsrec_onnx.errors import DataError
 
 Variant = Literal["recommended", "paper", "released"]
-Metric = Literal["ndcg@10", "mrr@10"]
 VARIANTS: tuple[Variant, ...] = ("recommended", "paper", "released")
 
 
@@ -62,7 +61,7 @@ class IPSRecSettings:
             raise DataError(f"settings: dim {self.dim} does not split into {self.num_heads} heads; change one of them")
         if not 0 <= self.dropout < 1:
             raise DataError(f"settings: dropout is {self.dropout}, expected 0 <= dropout < 1")
-        _refuse_unless_positive(self, "initializer_std", "layer_norm_eps", "temperature")
+        refuse_unless_positive(self, "initializer_std", "layer_norm_eps", "temperature")
         if not 0 <= self.contrastive_weight < math.inf:
             raise DataError(f"settings: contrastive_weight is {self.contrastive_weight}, expected 0 or more")
         if self.variant not in VARIANTS:
@@ -71,36 +70,8 @@ class IPSRecSettings:
             raise DataError(f"settings: co_attention {self.co_attention!r}, expected queries or keys_values")
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a model is trained (paper section 3.3).
-
-    Attributes:
-        batch_size: windows of histories in a batch.
-        learning_rate: of Adam.
-        epochs: most epochs.
-        patience: stop after so many epochs without a better validation metric.
-        stop_metric: which metric is watched.
-        seed: of weights, dropout and order.
-    """
-
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    epochs: int = 200
-    patience: int = 10
-    stop_metric: Metric = "ndcg@10"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("epochs", 1), ("patience", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise DataError(f"settings: {name} is {getattr(self, name)}, expected {least} or more")
-        _refuse_unless_positive(self, "learning_rate")
-        if self.stop_metric not in ("ndcg@10", "mrr@10"):
-            raise DataError(f"settings: stop_metric {self.stop_metric!r}, expected ndcg@10 or mrr@10")
-
-
-def _refuse_unless_positive(settings: IPSRecSettings | TrainingSettings, *names: str) -> None:
+def refuse_unless_positive(settings: object, *names: str) -> None:
+    """Refuse settings of these names that are not finite numbers above 0."""
     for name in names:
         if not 0 < getattr(settings, name) < math.inf:
             raise DataError(f"settings: {name} is {getattr(settings, name)}, expected a finite number above 0")

@@ -32,7 +32,8 @@ from ipsrec_train.run import (
     save_progress,
     start_run,
 )
-from ipsrec_train.settings import IPSRecSettings, TrainingSettings
+from ipsrec_train.settings import IPSRecSettings
+from ipsrec_train.training_settings import TrainingSettings
 
 CUTOFFS = (5, 10)
 
@@ -169,7 +170,7 @@ class _Loop:
         """One step of Adam; gives the loss (Eq. 13) before it."""
         model, settings = self.model, self.settings
         table = model.item_embeddings()
-        item_states, provider_states = model.encode_packed(table, batch.item_history, batch.positions, batch.segments)
+        item_states, provider_states = model.encode_packed(table, batch.histories)
         item_states = item_states.flatten(0, 1)  # (R W, D)
         terms = model.history_terms
         loss = full_softmax_loss(
