@@ -79,3 +79,76 @@ def test_refusal_is_one_line_and_exit_code_1(source, tmp_path, capsys):
 def test_wrong_usage_is_exit_code_2(source, tmp_path, capsys):
     assert ipsrec("prepare", "--input", source) == 2
     assert ipsrec("prepare", "--input", source, "--output", tmp_path / "d", "--min-user-interactions", "0") == 2
+
+
+TAOBAO = (
+    "use_ID,sel_ID,ite_ID,cat_ID,act_ID,time\n"
+    "1,7,30,4,1,20150702\n"
+    "1,7,31,4,0,20150701\n"
+    "2,7,31,4,1,20150703\n"
+    "2,8,31,4,1,20150704\n"
+    "2,8,31,4,1\n"
+)
+KEEP_ALL = ("--min-user-interactions", 1, "--min-item-interactions", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "left_out", "interactions"),
+    [
+        ([], {"other action": 1, "wrong number of fields": 1}, 3),
+        (
+            ["--action", "buy", "--merge-repeats"],
+            {"other action": 1, "wrong number of fields": 1, "repeat merged": 1},
+            2,
+        ),
+        (["--action", "click"], {"other action": 3, "wrong number of fields": 1}, 1),
+        (["--action", "all"], {"wrong number of fields": 1}, 4),
+    ],
+    ids=["default", "merged", "click", "all"],
+)
+def test_format_and_action_say_what_is_left_out(tmp_path, capsys, options, left_out, interactions):
+    (tmp_path / "ijcai2016_taobao.csv").write_text(TAOBAO)
+    command = ["prepare", "--format", "tmall", "--input", tmp_path / "ijcai2016_taobao.csv", *KEEP_ALL, *options]
+    command += ["--output", tmp_path / "dataset", "--on-provider-conflict", "last"]
+    assert ipsrec(*command, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["left_out"] == left_out
+    assert report["left_out_first"]["wrong number of fields"] == "ijcai2016_taobao.csv, line 6"
+    assert report["before"]["interactions"] == interactions
+    assert json.loads((tmp_path / "dataset" / "dataset.json").read_text())["left_out"] == left_out
+
+    assert ipsrec(*command, "--overwrite") == 0
+    out = capsys.readouterr().out
+    assert "left out: 1 wrong number of fields (first: ijcai2016_taobao.csv, line 6)" in out
+    assert ("left out: 1 repeat merged\n" in out) == ("--merge-repeats" in options)
+
+
+def test_recbole_takes_the_seller_unless_another_provider_is_named(tmp_path, capsys):
+    (tmp_path / "shop.inter").write_text(
+        "user_id:token\tseller_id:token\tbrand:token\titem_id:token\ttimestamp:float\n1\tS\tB\t5\t1\n"
+    )
+    command = ["prepare", "--format", "recbole", "--input", tmp_path / "shop.inter", *KEEP_ALL, "--output"]
+    for folder, options, provider in (("d", [], "S"), ("e", ["--provider-column", "brand"], "B")):
+        assert ipsrec(*command, tmp_path / folder, *options) == 0
+        assert pq.read_table(tmp_path / folder / "providers.parquet")["provider_id"].to_pylist() == [provider]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--action", "buy"], "--action is for --format tmall"),
+        (["--format", "twitch", "--user-column", "u"], "--user-column is for --format generic and recbole"),
+        (["--format", "wechat"], "is no folder; name the folder"),
+    ],
+)
+def test_option_or_input_that_does_not_fit_the_format_is_refused_in_one_line(
+    source, tmp_path, capsys, options, message
+):
+    assert ipsrec("prepare", "--input", source, "--output", tmp_path / "d", "--quiet", *options) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_unknown_format_is_wrong_usage(source, tmp_path):
+    assert ipsrec("prepare", "--input", source, "--output", tmp_path / "d", "--format", "excel") == 2

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ipsrec_onnx.dataset import open_dataset, read_histories
 from ipsrec_onnx.errors import DataError
 from ipsrec_train.codes import CodedInteractions
-from ipsrec_train.histories import write_histories
+from ipsrec_train.history_writer import write_histories
 from ipsrec_train.prepare import PrepareReport, prepare
 
 EVERYTHING = {"min_user_interactions": 1, "min_item_interactions": 1}
@@ -467,7 +467,7 @@ def test_input_and_output_inside_each_other_are_refused(tmp_path, small_interact
     prepared(tmp_path, small_interactions)
     with pytest.raises(DataError, match="which would be replaced"):
         prepare(tmp_path / "dataset" / "histories.parquet", tmp_path / "dataset", overwrite=True)
-    with pytest.raises(DataError, match="whose files are all read"):
+    with pytest.raises(DataError, match="whose files are read"):
         prepare(tmp_path, tmp_path / "another")
 
 

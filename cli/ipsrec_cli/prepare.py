@@ -9,24 +9,35 @@ import click
 from ipsrec_cli.options import json_option, overwrite_option, quiet_option
 
 if TYPE_CHECKING:
+    from ipsrec_train.format_tmall import Action
+    from ipsrec_train.formats import InputFormat
     from ipsrec_train.prepare import PrepareReport
+
+FORMATS = ("generic", "tmall", "twitch", "wechat", "recbole", "amazon")
 
 
 @click.command()
-@click.option("--input", "source", required=True, help="Parquet or CSV file of interactions, or a folder of them.")
+@click.option("--input", "source", required=True, help="File or folder of interactions, laid out as --format says.")
 @click.option("--output", required=True, help="Dataset folder to make.")
 @click.option(
     "--format",
     "input_format",
-    type=click.Choice(["generic"]),
+    type=click.Choice(FORMATS),
     default="generic",
     show_default=True,
-    help="How the input is laid out; generic: one row per interaction, columns as named below.",
+    help="generic: Parquet or CSV, one row per interaction, columns as named below. Or a public data set as it is "
+    "published: docs/prepare.md says which files, and what becomes item and provider.",
 )
-@click.option("--user-column", default="user_id", show_default=True, help="Whose interaction it is.")
-@click.option("--item-column", default="item_id", show_default=True, help="What was taken.")
-@click.option("--provider-column", default="provider_id", show_default=True, help="Who offers the item.")
-@click.option("--timestamp-column", default="timestamp", show_default=True, help="When: a number or a date.")
+@click.option("--user-column", help="Whose interaction it is.  [default: user_id]")
+@click.option("--item-column", help="What was taken.  [default: item_id]")
+@click.option("--provider-column", help="Who offers the item.  [default: provider_id; for recbole seller_id]")
+@click.option("--timestamp-column", help="When: a number or a date.  [default: timestamp]")
+@click.option(
+    "--action",
+    type=click.Choice(["buy", "click", "all"]),
+    help="For tmall: which actions are interactions.  [default: buy]",
+)
+@click.option("--merge-repeats", is_flag=True, help="Keep only the latest interaction of a user with an item.")
 @click.option(
     "--min-user-interactions",
     type=click.IntRange(min=1),
@@ -56,11 +67,13 @@ if TYPE_CHECKING:
 def prepare(
     source: str,
     output: str,
-    input_format: str,
-    user_column: str,
-    item_column: str,
-    provider_column: str,
-    timestamp_column: str,
+    input_format: InputFormat,
+    user_column: str | None,
+    item_column: str | None,
+    provider_column: str | None,
+    timestamp_column: str | None,
+    action: Action | None,
+    merge_repeats: bool,
     min_user_interactions: int,
     min_item_interactions: int,
     max_user_interactions: int | None,
@@ -81,10 +94,13 @@ def prepare(
     report = prepare_dataset(
         source,
         output,
+        input_format=input_format,
         user_column=user_column,
         item_column=item_column,
         provider_column=provider_column,
         timestamp_column=timestamp_column,
+        action=action,
+        merge_repeats=merge_repeats,
         min_user_interactions=min_user_interactions,
         min_item_interactions=min_item_interactions,
         max_user_interactions=max_user_interactions,
@@ -113,6 +129,9 @@ def _print_summary(report: PrepareReport) -> None:
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.1%}")
     console = Console()
     console.print(table)
+    for what in report.left_out:
+        first = f" (first: {what.first})" if what.first else ""
+        console.print(f"left out: {what.rows:,} {what.reason}{first}", highlight=False, soft_wrap=True)
     rounds = f"filter: {report.k_core_rounds} rounds that removed something"
     settled = f"; {report.provider_conflicts:,} items with several providers got their latest"
     console.print(rounds + (settled if report.provider_conflicts else ""), highlight=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,7 @@ import pyarrow.parquet as pq
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import plain_ids
 from ipsrec_train.interaction_files import readable_errors
-
-OnProviderConflict = Literal["error", "last"]
+from ipsrec_train.item_providers import OnProviderConflict
 
 BATCH_ROWS = 1 << 20
 
@@ -57,7 +55,7 @@ def code_interactions(table: pl.LazyFrame, path: Path, *, where: Path) -> CodedI
     Ids are held in memory once each; interactions stream through.
 
     Args:
-        table: as scan_interactions gave it.
+        table: as Interactions has it.
         path: the file to write.
         where: the input, for messages.
 

@@ -1,109 +1,86 @@
-"""Interactions as one lazy table of plain columns, every value checked once."""
+"""What every input format is turned into: one lazy table of interactions, and a count of the rows that are none."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
 from ipsrec_onnx.errors import DataError
-from ipsrec_train.interaction_files import ID_NAMES, InteractionFiles, readable_errors
+from ipsrec_train.interaction_files import readable_errors
 
-# Tried in this order on the timestamps of a CSV file; the first that reads every value is taken.
-DATE_FORMATS = (
-    "%Y-%m-%d",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%d %H:%M:%S%.f%#z",
-    "%Y-%m-%dT%H:%M:%S%.f%#z",
-)
+_STAGED_FILE = "rows.parquet"
 
 
-def scan_interactions(found: InteractionFiles) -> pl.LazyFrame:
-    """Bring the columns to plain types and check every value.
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows that are left out for one reason.
 
-    A Parquet file says its types. In CSV an id column is int64 if each value is a plain decimal number without leading
-    zeros, otherwise string; a timestamp is an integer, a float, a date, or an ISO 8601 date and time, kept to the
-    microsecond.
+    Attributes:
+        reason: a few words; where it names a file, `rows` counts lines of that file and not interactions.
+        rows: how many.
+        first: file and line (from 1) of the first; None where no one line is to blame.
+    """
 
-    A null provider_id is refused like any other null: a provider_history must have no nulls to be scored, and an item
-    without a provider is better told apart by the person who knows the data (often: it is its own provider).
+    reason: str
+    rows: int
+    first: str | None
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The interactions of an input.
+
+    Attributes:
+        source: where they come from, for messages.
+        table: user_id, item_id, provider_id: Int64 or String; timestamp: a number that sorts by time; row: grows with
+            the place in the input. No nulls.
+        left_out: what the table lacks of the input.
+        provider_conflicts: items that had several providers, settled already.
+    """
+
+    source: Path
+    table: pl.LazyFrame
+    left_out: tuple[LeftOut, ...] = ()
+    provider_conflicts: int = 0
+
+
+def stage_interactions(
+    lines: pl.LazyFrame, source: Path, folder: Path, *, side: tuple[LeftOut, ...] = (), conflicts: int = 0
+) -> Interactions:
+    """Read a raw file once, into a Parquet file that later passes read faster, and count what is no interaction.
 
     Args:
-        found: as find_interactions gave it.
-
-    Returns:
-        user_id, item_id, provider_id: Int64 or String; timestamp: a number that sorts by time; row: the place of the
-        row in the input, counted over all files.
+        lines: user_id, item_id, provider_id, timestamp; row: line of the file, from 1; left_out: String, why the line
+            is no interaction, null for one that is.
+        source: the file, for messages.
+        folder: where the Parquet file goes.
+        side: lines left out of a second file.
+        conflicts: items that had several providers in a second file.
 
     Raises:
-        DataError: a value cannot be read, is null, or is a timestamp that is not a number (NaN); or there are no rows.
+        DataError: the file cannot be read, or no line of it is an interaction.
     """
-    plain = _csv_columns(found) if found.kind == "csv" else _parquet_columns(found)
-    table = found.scan().select(*(expression.alias(name) for name, expression in plain.items()), "row")
-    _check_values(table, found, plain)
-    return table
-
-
-def _parquet_columns(found: InteractionFiles) -> dict[str, pl.Expr]:
-    """How each column of a Parquet file becomes a plain one."""
-    plain = {name: pl.col(name).cast(pl.Int64 if found.types[name].is_integer() else pl.String) for name in ID_NAMES}
-    time = pl.col("timestamp")
-    return plain | {"timestamp": time.to_physical() if found.types["timestamp"].is_temporal() else time}
-
-
-def _csv_columns(found: InteractionFiles) -> dict[str, pl.Expr]:
-    """How each column of text becomes a plain one: the narrowest type that keeps every value of every file."""
-    readings: dict[tuple[str, str], pl.Expr] = {}
-    for name in ID_NAMES:
-        readings[name, "integer"] = pl.col(name).cast(pl.Int64, strict=False)
-    time = pl.col("timestamp")
-    readings["timestamp", "integer"] = time.cast(pl.Int64, strict=False)
-    readings["timestamp", "float"] = time.cast(pl.Float64, strict=False)
-    for pattern in DATE_FORMATS:
-        readings["timestamp", pattern] = time.str.to_datetime(pattern, time_unit="us", strict=False).to_physical()
-
-    fits: list[pl.Expr] = []
-    for (name, how), reading in readings.items():
-        same = reading.cast(pl.String) == pl.col(name) if how == "integer" else reading.is_not_null()
-        fits.append((pl.col(name).is_null() | same.fill_null(False)).all().alias(f"{name} {how}"))
-    with readable_errors(found.source):
-        kept = found.scan().select(fits).collect(engine="streaming").row(0, named=True)
-
-    plain: dict[str, pl.Expr] = {name: pl.col(name) for name in ID_NAMES}
-    for (name, how), reading in reversed(readings.items()):  # so that the first that fits is the one that stays
-        if kept[f"{name} {how}"]:
-            plain[name] = reading
-    if "timestamp" not in plain:
-        raise DataError(
-            f"{found.source}: column {found.columns.timestamp} has values that are neither all numbers nor all "
-            "ISO 8601 dates of one form (2017-01-31, or 2017-01-31 12:00:00); convert the column"
+    staged = folder / _STAGED_FILE
+    columns = ("user_id", "item_id", "provider_id", "timestamp", "row", "left_out")
+    with readable_errors(source):
+        # In the order of the file, so that ids of neighbours stay neighbours and compress.
+        lines.select(columns).sink_parquet(staged, compression="lz4", row_group_size=1 << 20)
+        reasons = (
+            pl.scan_parquet(staged)
+            .group_by("left_out")
+            .agg(pl.len().alias("rows"), pl.col("row").min().alias("first"))
+            .collect(engine="streaming")
         )
-    return plain
-
-
-def _check_values(table: pl.LazyFrame, found: InteractionFiles, plain: dict[str, pl.Expr]) -> None:
-    """One streaming pass over every value."""
-    nulls = [pl.col(name).null_count().alias(name) for name in plain]
-    with readable_errors(found.source):
-        is_float = table.collect_schema()["timestamp"].is_float()
-        nan = pl.col("timestamp").is_nan().sum() if is_float else pl.lit(0)
-        row = table.select(pl.len().alias("rows"), *nulls, nan.alias("nan")).collect(engine="streaming")
-    counts = row.row(0, named=True)
-    if counts["rows"] == 0:
-        raise DataError(f"{found.source}: no rows, expected one row per interaction; is this the right input?")
-    for name in plain:
-        if counts[name]:
-            where = _first_row(found, pl.col(name).is_null(), name)
-            mend = "remove these rows" if name != "provider_id" else "remove these rows, or give the items a provider"
-            raise DataError(f"{where}: null, expected none ({counts[name]} null in all); {mend}")
-    if counts["nan"]:
-        where = _first_row(found, plain["timestamp"].is_nan(), "timestamp")
-        raise DataError(f"{where}: not a number (NaN), expected a time ({counts['nan']} in all); remove these rows")
-
-
-def _first_row(found: InteractionFiles, bad: pl.Expr, name: str) -> str:
-    """File, column and row (from 0, in that file) of the first bad value."""
-    for file in found.files:
-        rows = found.scan(only=file).filter(bad).select(pl.col("row").min()).collect(engine="streaming")
-        if rows["row"][0] is not None:
-            return f"{file}, column {found.columns.names[name]}, row {rows['row'][0]}"
-    return f"{found.source}, column {found.columns.names[name]}"
+    counts = {reason: (rows, first) for reason, rows, first in reasons.rows()}
+    kept, _ = counts.pop(None, (0, 0))
+    left_out = [LeftOut(why, n, f"{source.name}, line {first}") for why, (n, first) in sorted(counts.items())]
+    left_out.extend(side)
+    if not kept:
+        found = "; ".join(f"{what.reason}: {what.rows} (first: {what.first})" for what in left_out)
+        raise DataError(
+            f"{source}: no line is an interaction ({found or 'no lines'}); is this the right file and format?"
+        )
+    table = pl.scan_parquet(staged).filter(pl.col("left_out").is_null()).drop("left_out")
+    return Interactions(source, table, tuple(left_out), conflicts)

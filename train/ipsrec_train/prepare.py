@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +19,18 @@ from ipsrec_onnx.catalog import Catalog, catalog_to_table
 from ipsrec_onnx.dataset import CATALOG_FILE, FORMAT_VERSION, HISTORIES_FILE, INFO_FILE, PROVIDERS_FILE
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.versions import package_version
-from ipsrec_train.codes import CodedInteractions, OnProviderConflict, code_interactions, provider_of_items
+from ipsrec_train.codes import CodedInteractions, code_interactions, provider_of_items
 from ipsrec_train.fingerprint import Fingerprint
-from ipsrec_train.histories import write_histories
-from ipsrec_train.interaction_files import Columns, find_interactions
-from ipsrec_train.interactions import scan_interactions
+from ipsrec_train.format_tmall import Action
+from ipsrec_train.formats import InputFormat, read_interactions
+from ipsrec_train.history_writer import write_histories
+from ipsrec_train.interactions import LeftOut
+from ipsrec_train.item_providers import OnProviderConflict
 from ipsrec_train.k_core import Bounds, Core, k_core
+from ipsrec_train.repeats import merge_repeats as merge
 
-_CODES_FILE = "codes.parquet"
+# Inside the dataset folder while it is made: where the dataset has room, so has this.
+_SCRATCH_FOLDER = "scratch"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class PrepareReport:
 
     Attributes:
         dataset: the folder that was written.
-        before: counts of the input.
+        left_out: what was left out of the input before anything was counted.
+        before: counts of the rest.
         after: counts of the dataset.
         k_core_rounds: how often the filter removed something.
         provider_conflicts: items seen with several providers, settled by `last`.
@@ -52,6 +58,7 @@ class PrepareReport:
     """
 
     dataset: Path
+    left_out: tuple[LeftOut, ...]
     before: Counts
     after: Counts
     k_core_rounds: int
@@ -60,17 +67,20 @@ class PrepareReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return asdict(self) | {"dataset": str(self.dataset)}
+        return asdict(self) | {"dataset": str(self.dataset)} | _left_out_json(self.left_out)
 
 
 def prepare(
     source: str | Path,
     output: str | Path,
     *,
-    user_column: str = "user_id",
-    item_column: str = "item_id",
-    provider_column: str = "provider_id",
-    timestamp_column: str = "timestamp",
+    input_format: InputFormat = "generic",
+    user_column: str | None = None,
+    item_column: str | None = None,
+    provider_column: str | None = None,
+    timestamp_column: str | None = None,
+    action: Action | None = None,
+    merge_repeats: bool = False,
     min_user_interactions: int = 5,
     min_item_interactions: int = 5,
     max_user_interactions: int | None = None,
@@ -89,12 +99,19 @@ def prepare(
     the input and the options alone, and the fingerprint on the content alone.
 
     Args:
-        source: a Parquet or CSV file of interactions, or a folder of them (find_interactions).
+        source: a file or folder in the input format; for `generic`, a Parquet or CSV file of interactions, or a folder
+            of them (find_interactions).
         output: the dataset folder to make.
-        user_column: whose interaction it is; int64 or string ids, no nulls. Likewise the next two.
+        input_format: how the input is laid out (docs/prepare.md). What the format of a public file cannot use is left
+            out and counted; `generic` refuses it.
+        user_column: whose interaction it is; int64 or string ids, no nulls. Likewise the next two. The four are for
+            `generic` (user_id, item_id, provider_id, timestamp unless given) and `recbole` (seller_id for the
+            provider) alone.
         item_column: what was taken.
         provider_column: who offers the item. A null is refused: a history without a provider could not be scored.
         timestamp_column: when; an integer, float, or date, in any unit.
+        action: for `tmall` alone, which actions are interactions: `buy` (unless given), `click`, or `all`.
+        merge_repeats: keep only the latest interaction of a user with an item.
         min_user_interactions: users with fewer are removed; 1 keeps all.
         min_item_interactions: items with fewer are removed; 1 keeps all.
         max_user_interactions: users with more are removed.
@@ -114,10 +131,25 @@ def prepare(
     with atomic_folder(output, marker=INFO_FILE, overwrite=overwrite) as folder:
         _refuse_nested(Path(source), Path(output))
         say("reading and checking")
-        found = find_interactions(source, Columns(user_column, item_column, provider_column, timestamp_column))
-        table = scan_interactions(found)
-        coded = code_interactions(table, folder / _CODES_FILE, where=found.source)
+        scratch = folder / _SCRATCH_FOLDER
+        scratch.mkdir()
+        named = {"user": user_column, "item": item_column, "provider": provider_column, "timestamp": timestamp_column}
+        found = read_interactions(
+            Path(source),
+            scratch,
+            input_format=input_format,
+            columns={use: column for use, column in named.items() if column is not None},
+            action=action,
+            on_conflict=on_provider_conflict,
+        )
+        coded = code_interactions(found.table, scratch / "codes.parquet", where=found.source)
         item_provider, conflicts = provider_of_items(coded, on_conflict=on_provider_conflict, where=found.source)
+        left_out = found.left_out
+        if merge_repeats:
+            say("merging repeats")
+            merged = merge(coded, scratch / "merged.parquet")
+            left_out += (LeftOut("repeat merged", coded.num_rows - merged.num_rows, None),)
+            coded = merged
 
         say("filtering")
         core = k_core(
@@ -152,17 +184,28 @@ def prepare(
         fingerprint.add_numbers("item providers", catalog.item_provider)
         for name, part in zip((CATALOG_FILE, PROVIDERS_FILE), catalog_to_table(catalog), strict=True):
             pq.write_table(part, folder / name, compression="zstd")
-        coded.path.unlink()
+        shutil.rmtree(scratch)
 
         report = PrepareReport(
             dataset=Path(output),
+            left_out=left_out,
             before=Counts(len(coded.user_ids), len(coded.item_ids), len(coded.provider_ids), coded.num_rows),
             after=Counts(int(core.users.sum()), catalog.num_items, catalog.num_providers, core.interactions),
             k_core_rounds=core.rounds,
-            provider_conflicts=conflicts,
+            provider_conflicts=conflicts + found.provider_conflicts,
             fingerprint=fingerprint.hexdigest(),
         )
-        info = _info(report, coded, source=Path(source), users=user_bounds, items=item_bounds, on=on_provider_conflict)
+        info = {
+            "format_version": FORMAT_VERSION,
+            "created_by": f"ipsrec-onnx {package_version('ipsrec-onnx')}",
+            "source": Path(source).name,
+            "input": {
+                "format": input_format,
+                "action": (action or "buy") if input_format == "tmall" else None,
+                "merge_repeats": merge_repeats,
+            },
+            **_info(report, coded, users=user_bounds, items=item_bounds, on=on_provider_conflict),
+        }
         (folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -178,11 +221,11 @@ def _bounds(what: str, minimum: int, maximum: int | None) -> Bounds:
 
 
 def _refuse_nested(source: Path, output: Path) -> None:
-    """Overwriting deletes the old output: never with the input in it. And all files of an input folder are read."""
+    """Overwriting deletes the old output: never with the input in it. And what lies in an input folder is read."""
     if source.resolve().is_relative_to(output.resolve()):
         raise DataError(f"input {source} lies in the output {output}, which would be replaced; choose another output")
     if output.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"output {output} lies in the input {source}, whose files are all read; choose another output")
+        raise DataError(f"output {output} lies in the input {source}, whose files are read; choose another output")
 
 
 def _number_by_provider(
@@ -203,20 +246,16 @@ def _number_by_provider(
     return kept, catalog_provider, coded.provider_ids.take(pa.array(providers))
 
 
-def _info(
-    report: PrepareReport, coded: CodedInteractions, *, source: Path, users: Bounds, items: Bounds, on: str
-) -> dict[str, Any]:
-    """What dataset.json says. No time and no folder names: the same input gives the same bytes everywhere."""
+def _info(report: PrepareReport, coded: CodedInteractions, *, users: Bounds, items: Bounds, on: str) -> dict[str, Any]:
+    """What dataset.json says of the content. No time and no folder names: the same input gives the same bytes."""
     return {
-        "format_version": FORMAT_VERSION,
-        "created_by": f"ipsrec-onnx {package_version('ipsrec-onnx')}",
-        "source": source.name,
         "filters": {
             "min_user_interactions": users.minimum,
             "max_user_interactions": users.maximum,
             "min_item_interactions": items.minimum,
             "max_item_interactions": items.maximum,
         },
+        **_left_out_json(report.left_out),
         "before": asdict(report.before),
         "after": asdict(report.after),
         "k_core_rounds": report.k_core_rounds,
@@ -227,6 +266,14 @@ def _info(
             "provider_id": _type_name(coded.provider_ids),
         },
         "fingerprint": report.fingerprint,
+    }
+
+
+def _left_out_json(left_out: tuple[LeftOut, ...]) -> dict[str, Any]:
+    """Rows by reason, and where the first one is."""
+    return {
+        "left_out": {what.reason: what.rows for what in left_out},
+        "left_out_first": {what.reason: what.first for what in left_out if what.first is not None},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,9 @@ import pyarrow.parquet as pq
 from ipsrec_train.codes import CodedInteractions
 from ipsrec_train.fingerprint import Fingerprint
 from ipsrec_train.k_core import Core
+from ipsrec_train.user_ranges import CHUNK_INTERACTIONS, user_ranges
 
 ROW_GROUP_ROWS = 65_536
-
-# Interactions that are sorted in memory at once. Each chunk reads the user codes of the whole input.
-CHUNK_INTERACTIONS = 1 << 22
 
 
 def write_histories(
@@ -57,7 +54,7 @@ def write_histories(
         }
     )
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for first, last in _user_ranges(coded, core, chunk_interactions):
+        for first, last in user_ranges(coded, users=core.users, chunk_interactions=chunk_interactions):
             user, item = _sorted_interactions(coded, core, first, last)
             users, lengths = np.unique(user, return_counts=True)
             offsets = np.zeros(len(users) + 1, np.int32)
@@ -75,22 +72,6 @@ def write_histories(
             fingerprint.add_numbers("history lengths", lengths)
             fingerprint.add_numbers("histories", item_index[item])
     return popularity
-
-
-def _user_ranges(coded: CodedInteractions, core: Core, chunk_interactions: int) -> Iterator[tuple[int, int]]:
-    """Cut the user codes into ranges [first, last) of few enough interactions."""
-    counts = np.zeros(len(core.users), np.int64)
-    for user, _ in coded.user_item_batches():
-        np.add.at(counts, user, 1)
-    counts[~core.users] = 0
-    ends = np.cumsum(counts)
-    first = 0
-    while first < len(ends):
-        before = int(ends[first - 1]) if first else 0
-        last = max(int(np.searchsorted(ends, before + chunk_interactions, side="right")), first + 1)
-        if core.users[first:last].any():
-            yield first, last
-        first = last
 
 
 def _sorted_interactions(
