@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 
@@ -92,3 +93,59 @@ def best_items(scores, item_provider, *, top_k, allowed=None, seen=(), candidate
             best.append((item, scores[item]))
             taken[provider] = taken.get(provider, 0) + 1
     return best
+
+
+def full_row(scores, columns, history, weights):
+    """A row of plain scores with bias and history terms, in float64; history is item_index, oldest first."""
+    row = [float(score) for score in scores]
+    for item in range(1, len(columns.of_item)):
+        column = int(columns.of_item[item])
+        if column < 0:
+            continue
+        if len(columns.bias):
+            row[column] += float(columns.bias[column])
+        row[column] += term(item, columns, history, weights)
+    return row
+
+
+def term(item, columns, history, weights):
+    """What the history terms add to one item's score."""
+    total = 0.0
+    for age, taken in enumerate(reversed(history)):
+        if len(weights.provider) and columns.item_provider[item] > 0:
+            total += float(weights.provider[age]) * (columns.item_provider[taken] == columns.item_provider[item])
+        if len(weights.item):
+            total += float(weights.item[age]) * (taken == item)
+    return total
+
+
+def softmax_gradients(scores, target_scores, targets, *, columns, histories, weights):
+    """Cross entropy and its gradients, row by row in float64: loss, scores, target scores, a, b."""
+    loss, d_scores, d_targets = 0.0, np.zeros(scores.shape), np.zeros(len(scores))
+    d_a, d_b = np.zeros(len(weights.provider)), np.zeros(len(weights.item))
+    for c, target in enumerate(targets.tolist()):
+        history = histories[c] if len(weights.provider) else []
+        row = full_row(scores[c], columns, history, weights)
+        own = float(target_scores[c]) + term(target, columns, history, weights)
+        others = [i for i in range(len(row)) if i != columns.of_item[target]]
+        top = max([own, *(row[i] for i in others)])
+        total = math.exp(own - top) + sum(math.exp(row[i] - top) for i in others)
+        loss += math.log(total) + top - own
+        d_targets[c] = math.exp(own - top) / total - 1
+        for i in others:
+            d_scores[c, i] = math.exp(row[i] - top) / total
+        for age, taken in enumerate(reversed(history)):
+            for item in range(1, len(columns.of_item)):
+                column = columns.of_item[item]
+                slope = d_targets[c] if item == target else d_scores[c, column] if column >= 0 else 0.0
+                same = columns.item_provider[item] > 0 and columns.item_provider[item] == columns.item_provider[taken]
+                d_a[age] += slope * same
+                d_b[age] += slope * (item == taken)
+    return loss, d_scores, d_targets, d_a, d_b
+
+
+def target_rank(scores, target, *, columns, history, weights):
+    """1 + how many columns are better; of equal ones the smaller column is."""
+    row = full_row(scores, columns, history, weights)
+    at = int(columns.of_item[target])
+    return 1 + sum(score > row[at] or (score == row[at] and i < at) for i, score in enumerate(row))
