@@ -130,14 +130,16 @@ def rank_users(
 
 def _rank_by_model(ranker: Ranker, histories: Histories, candidates: Ragged | None) -> BestLists:
     """Exact top-k of the full score: the model sees the newest items, the seen filter the whole history."""
-    newest = histories.newest(ranker.model.max_len)
+    newest, terms = histories.newest(ranker.model.max_len), ranker.model.history_terms
+    # A model that learned item weights alone has 0 for providers: without them, none of their items is rescored.
+    weighed = newest.providers if terms is not None and terms.provider.any() else np.zeros_like(newest.providers)
     return retrieve(
         ranker.table,
         encode(ranker.model, newest),
         top_k=ranker.top_k,
         seen=None if ranker.keep_seen else Ragged(histories.items, histories.offsets),
-        history=History(newest.items, newest.providers, newest.offsets),
-        terms=ranker.model.history_terms,
+        history=History(newest.items, weighed, newest.offsets),
+        terms=terms,
         candidates=candidates,
         max_per_provider=ranker.max_per_provider,
     )

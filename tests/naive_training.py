@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from naive_baselines import caser_user, gru4rec_user, srgnn_user
 
 from ipsrec_train.model import Model
+from ipsrec_train.settings import CaserSettings, GRU4RecSettings, SRGNNSettings
 
 Vector = npt.NDArray[np.float64]
 
@@ -29,13 +31,17 @@ class NaiveModel:
         return embedding
 
     def states(self, items: Sequence[int], providers: Sequence[int]) -> tuple[list[Vector], list[Vector]]:
-        """Item and provider state of every position."""
+        """Item and provider state of every position; no provider states from a model with one stream."""
+        if self.name in ("gru4rec", "caser", "sr-gnn"):
+            return [self._baseline_user(items[: t + 1]) for t in range(len(items))], []
         x = [
             self.item_embedding(item)
             + self.weights["encoder.item_input.position"][t]
-            + self.weights["encoder.item_input.segment"]
+            + self.weights.get("encoder.item_input.segment", 0.0)
             for t, item in enumerate(items)
         ]
+        if self.name == "sasrec":
+            return self._self_attention(x), []
         y = [
             self.weights["providers.weight"][provider]
             + self.weights["encoder.provider_input.position"][t]
@@ -44,6 +50,25 @@ class NaiveModel:
         ]
         return self._cross_stream(x, y) if self.name == "ipsrec-c" else self._single_stream(x, y)
 
+    def _baseline_user(self, items: Sequence[int]) -> Vector:
+        embeddings = [self.item_embedding(item) for item in items]
+        match self.settings:
+            case GRU4RecSettings():
+                return gru4rec_user(self.weights, embeddings, num_layers=self.settings.num_layers)
+            case CaserSettings():
+                window = min(self.settings.window, self.settings.max_len)
+                return caser_user(self.weights, embeddings, window=window)
+            case SRGNNSettings():
+                return srgnn_user(self.weights, items, embeddings, steps=self.settings.steps)
+        raise AssertionError(self.name)
+
+    def _self_attention(self, x: list[Vector]) -> list[Vector]:
+        x = [self._norm("encoder.norm", state) for state in x]
+        for number in range(self.settings.num_layers):
+            layer = f"encoder.layers.{number}"
+            x = [self._layer(layer, x[t], self._linear(f"{layer}.query", x[t]), x[: t + 1]) for t in range(len(x))]
+        return x
+
     def user(self, items: Sequence[int], providers: Sequence[int]) -> Vector:
         return self.states(items, providers)[0][-1]
 
@@ -51,9 +76,11 @@ class NaiveModel:
         """Score of item_index 1, 2, ... after a history of at most max_len items, history terms included."""
         user = self.user(items, [self.item_provider[item] for item in items])
         scores = [float(user @ self.item_embedding(i)) for i in range(1, len(self.item_provider))]
-        if not self.settings.history_terms:
+        if self.settings.history_terms == "none":
             return scores
-        a = [math.log1p(math.exp(20 * raw - 1)) for raw in self.weights["history_terms.provider"]]
+        a = [0.0] * len(items)
+        if self.settings.history_terms == "all":
+            a = [math.log1p(math.exp(20 * raw - 1)) for raw in self.weights["history_terms.provider"]]
         b = [20 * raw for raw in self.weights["history_terms.item"]]
         return [score + history_score(items, i, self.item_provider, a, b) for i, score in enumerate(scores, 1)]
 
@@ -144,8 +171,14 @@ def softmax_loss(
     a: Vector | None = None,
     b: Vector | None = None,
     histories: Sequence[Sequence[int]] = (),
+    counted: Vector | None = None,
 ) -> dict[str, Vector]:
     """Mean cross entropy and its gradients; column 0 of the table takes no part.
+
+    Args:
+        users, table, targets, item_provider, a, b, histories: as in ipsrec_train.losses, item by item.
+        counted: (num_items + 1,) how often each item counts in the softmax's sum; once where None. A target counts
+            once for its own row.
 
     Returns:
         "loss", "users", "table" and, with histories, "a" and "b".
@@ -161,10 +194,11 @@ def softmax_loss(
                 score + history_score(histories[t], i, item_provider, list(a), list(b))
                 for i, score in enumerate(scores, 1)
             ]
-        total = sum(math.exp(score - max(scores)) for score in scores)
+        times = [1.0 if counted is None or i == targets[t] else float(counted[i]) for i in range(1, num_items + 1)]
+        total = sum(n * math.exp(score - max(scores)) for n, score in zip(times, scores, strict=True))
         gradients["loss"] += math.log(total) + max(scores) - scores[targets[t] - 1]
         for i, score in enumerate(scores, 1):
-            slope = math.exp(score - max(scores)) / total - (i == targets[t])
+            slope = times[i - 1] * math.exp(score - max(scores)) / total - (i == targets[t])
             gradients["users"][t] += slope * table[i]
             gradients["table"][i] += slope * users[t]
             if a is None or b is None:

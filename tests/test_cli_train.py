@@ -14,7 +14,7 @@ from training_data import make_dataset
 from ipsrec_cli.main import main
 from ipsrec_cli.train import train as train_command
 from ipsrec_train.config import read_config
-from ipsrec_train.settings import VARIANTS
+from ipsrec_train.settings import MODEL_SETTINGS, VARIANTS
 
 SMALL = ["--max-len", 10, "--dim", 16, "--num-layers", 1, "--inner-dim", 32, "--dropout", 0.2]
 SMALL += ["--batch-size", 64, "--learning-rate", 0.01, "--threads", 1]
@@ -85,7 +85,7 @@ def test_every_option_reaches_the_run(dataset, tmp_path, capfd):
         "contrastive_weight": 0.3,
         "temperature": 0.7,
         "co_attention": "keys_values",
-        "history_terms": False,
+        "history_terms": "none",
     }
     assert {name: info["settings"][name] for name in expected} == expected
     assert info["training"] == {
@@ -98,38 +98,50 @@ def test_every_option_reaches_the_run(dataset, tmp_path, capfd):
     }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_help_names_the_defaults_that_hold(variant):
-    """Each "[default: ...]" is what a run without options has: one value, or one for each variant."""
-    config = read_config(None, model=None, variant=variant, changes={})
+def said_default(text, model, variant):
+    """What "[default: ...]" says of one model: "0.5; gru4rec 0.3, caser 0.4" or "on in recommended, else off"."""
+    general, _, of_models = text.partition("; ")
+    for part in of_models.split(", "):
+        if part.startswith(f"{model} "):
+            return part.removeprefix(f"{model} ")
+    for part in general.split(", "):
+        value, _, variants = part.partition(" in ")
+        if not variants or variant in variants.split(" and "):
+            return value.removeprefix("else ")
+    raise AssertionError(f"{text!r} says nothing of {model} {variant}")
+
+
+@pytest.mark.parametrize(
+    ("model", "variant"),
+    [*(("ipsrec-c", variant) for variant in VARIANTS), *((model, None) for model in list(MODEL_SETTINGS)[1:])],
+)
+def test_help_names_the_defaults_that_hold(model, variant):
+    """Each "[default: ...]" is what a run without options has: one value, or one for each variant or model."""
+    config = read_config(None, model=model, variant=variant, changes={})
     holds = {**dataclasses.asdict(config.settings), **dataclasses.asdict(config.training)}
-    holds |= {
-        "model": config.model,
-        "variant": read_config(None, model=None, variant=None, changes={}).settings.variant,
-    }
+    default = read_config(None, model=None, variant=None, changes={})
+    holds |= {"model": default.model, "variant": default.settings.variant}
     options = {option.name: option for option in train_command.params if isinstance(option, click.Option)}
-    code_only = {"layer_norm_eps", "initializer_std"}
+    code_only = {"layer_norm_eps", "initializer_std"} & set(holds)
     assert set(holds) - set(options) == code_only
+    variant = variant or ("recommended" if model == "ipsrec-s" else None)
     for name in set(holds) - code_only:
         said = re.search(r"\[default: (.+)\]", options[name].help or "")
         assert said, f"--{name} names no default"
-        text = said[1]
-        for part in text.split(", "):
-            value, _, variants = part.partition(" in ")
-            if not variants or variant in variants.split(" and "):
-                text = value
-                break
+        text = said_default(said[1], model, variant)
         given = {True: "on", False: "off"}[holds[name]] if isinstance(holds[name], bool) else holds[name]
-        assert type(given)(text) == given, f"--{name}: help says {text}, the default of {variant} is {given}"
+        assert type(given)(text) == given, f"--{name}: help says {text}, the default of {model} {variant} is {given}"
 
 
+@pytest.mark.parametrize("terms", ["none", "seen", "all"])
 @pytest.mark.parametrize("on", [True, False])
-def test_parts_of_a_variant_can_be_turned_on_and_off(dataset, tmp_path, capfd, on):
-    flags = ("--history-terms", "--provider-in-item") if on else ("--no-history-terms", "--no-provider-in-item")
+def test_parts_of_a_variant_can_be_turned_on_and_off(dataset, tmp_path, capfd, on, terms):
+    flags = ("--history-terms", terms, "--provider-in-item" if on else "--no-provider-in-item")
     variant = "paper" if on else "recommended"
     assert train(dataset, tmp_path / "run", *flags, "--variant", variant, epochs=1) == 0
     settings = run_info(tmp_path / "run")["settings"]
-    assert (settings["history_terms"], settings["provider_in_item"]) == (on, on)
+    assert (settings["history_terms"], settings["provider_in_item"]) == (terms, on)
+    assert ("history_terms.provider" in load_file(tmp_path / "run" / "model.safetensors")) == (terms == "all")
 
 
 def test_options_win_over_the_config_file(dataset, tmp_path, capfd):
@@ -164,6 +176,8 @@ def test_refusals_are_one_line_and_exit_code_1(dataset, tmp_path, capfd):
         (["--overwrite", "--dim", 15], "dim 15 does not split into 2 heads"),
         (["--overwrite", "--seed", -1], "seed is -1"),
         (["--overwrite", "--learning-rate", 0], "learning_rate is 0.0"),
+        (["--overwrite", "--window", 5], "ipsrec-c has no setting 'window'; it has "),
+        (["--overwrite", "--model", "sasrec", "--variant", "paper"], "sasrec has no variants, found 'paper'"),
     ):
         capfd.readouterr()
         assert train(dataset, tmp_path / "run", *options, epochs=1) == 1
@@ -184,7 +198,8 @@ def test_cuda_is_refused_where_it_is_not(dataset, tmp_path, capfd):
 def test_wrong_usage_is_exit_code_2(dataset, tmp_path, capfd):
     assert ipsrec("train", "--dataset", dataset) == 2
     for wrong in (
-        ["--model", "sasrec"],
+        ["--model", "bert4rec"],
+        ["--history-terms", "some"],
         ["--variant", "published"],
         ["--dim", "wide"],
         ["--threads", 0],

@@ -16,7 +16,7 @@ from ipsrec_onnx.doctor import doctor
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.session import available_execution_providers
 from ipsrec_train.prepare import prepare
-from ipsrec_train.settings import settings_for
+from ipsrec_train.settings import MODEL_SETTINGS, settings_for
 from ipsrec_train.train import train
 from ipsrec_train.training_settings import TrainingSettings
 
@@ -29,11 +29,11 @@ needs_onnxruntime = pytest.mark.skipif(
 
 
 @needs_torch
-@pytest.mark.parametrize("model", ["ipsrec-c", "ipsrec-s"])
+@pytest.mark.parametrize("model", MODEL_SETTINGS)
 def test_training_on_the_gpu_learns_what_it_learns_on_the_cpu(model, tmp_path, rng):
     pq.write_table(make_interactions(rng), tmp_path / "interactions.parquet")
     prepare(tmp_path / "interactions.parquet", tmp_path / "dataset", min_user_interactions=3, min_item_interactions=1)
-    settings = settings_for("recommended", {"dim": 16, "inner_dim": 32, "max_len": 10, "dropout": 0.0})
+    settings = settings_for(model, None, {"dim": 16, "max_len": 10, "dropout": 0.0})
     losses = {}
     for device in ("cpu", "cuda"):
         run = train(

@@ -25,10 +25,21 @@ from ipsrec_train.training_settings import TrainingSettings
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plain_onnxruntime.py"
 NUM_USERS = 600
 
+THIN = {"inner_dim": 32}
+OURS = {"provider_in_item": True, "history_terms": "all"}
+SMALL: dict[str, dict[str, object]] = {
+    "ipsrec-c": THIN,
+    "ipsrec-s": THIN,
+    "sasrec": {**THIN, **OURS},
+    "gru4rec": {"hidden_dim": 32},
+    "caser": {"history_terms": "seen"},
+    "sr-gnn": OURS,
+}
+
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["ipsrec-c", "ipsrec-s"])
+@pytest.fixture(scope="module", params=list(SMALL))
 def model(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model that learned from Amazon Toys and Games for an epoch."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -38,7 +49,7 @@ def model(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: p
         folder / "dataset",
         folder / "run",
         model=request.param,
-        settings=settings_for("recommended", {"dim": 16, "inner_dim": 32, "dropout": 0.1}),
+        settings=settings_for(request.param, None, {"dim": 16, "dropout": 0.1, **SMALL[request.param]}),
         training=TrainingSettings(epochs=1, learning_rate=5e-3),
         quiet=True,
     )

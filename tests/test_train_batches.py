@@ -15,9 +15,7 @@ from training_data import ITEMS, MAX_LEN, make_dataset
 from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.dataset import open_dataset, read_histories
 from ipsrec_onnx.errors import DataError
-from ipsrec_train.batches import Histories, cut_windows, epoch_batches, load_histories, newest_windows
-
-CPU = torch.device("cpu")
+from ipsrec_train.batches import Histories, Windows, cut_windows, load_histories, newest_windows
 
 
 def histories_of(lists):
@@ -33,10 +31,19 @@ def lists(rng):
     return [rng.integers(1, ITEMS + 1, length).tolist() for length in lengths]
 
 
+def batches_in(order, histories, *, max_len=MAX_LEN, batch_size):
+    windows = Windows(histories, max_len=max_len, device=torch.device("cpu"))
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        batch = windows.pack(chosen)
+        assert len(batch.targets) == windows.num_targets(chosen)
+        yield batch
+
+
 def batches_of(lists, rng, *, max_len=MAX_LEN, batch_size=16):
     histories = histories_of(lists)
     order = rng.permutation(len(cut_windows(histories.offsets, max_len)))
-    return list(epoch_batches(histories, max_len=max_len, batch_size=batch_size, order=order, device=CPU))
+    return list(batches_in(order, histories, max_len=max_len, batch_size=batch_size))
 
 
 @pytest.mark.parametrize("max_len", [1, 2, 7, MAX_LEN, 100])
@@ -60,6 +67,16 @@ def test_the_newest_window_is_full_and_ends_with_the_newest_item():
     assert oldest.tolist() == [0, 3]
 
 
+@pytest.mark.parametrize("newest", [1, 2, 1_000])
+def test_only_the_newest_windows_may_be_kept(lists, newest):
+    offsets = histories_of(lists).offsets
+    every = cut_windows(offsets, 7)
+    user = np.searchsorted(offsets, every[:, 0], side="right") - 1
+    from_newest = (offsets[user + 1] - 1 - every[:, 1]) // 7
+    kept = cut_windows(offsets, 7, newest=newest)
+    assert sorted(map(tuple, kept)) == sorted(map(tuple, every[from_newest < newest]))
+
+
 def test_no_windows_where_nobody_has_two_items():
     assert cut_windows(np.array([0]), 5).shape == (0, 2)
     assert cut_windows(np.array([0, 1, 1, 2]), 5).shape == (0, 2)
@@ -80,7 +97,7 @@ def test_batches_hold_batch_size_windows_in_the_given_order(lists, rng):
     histories = histories_of(lists)
     windows = cut_windows(histories.offsets, MAX_LEN)
     order = rng.permutation(len(windows))
-    batches = list(epoch_batches(histories, max_len=MAX_LEN, batch_size=9, order=order, device=CPU))
+    batches = list(batches_in(order, histories, batch_size=9))
     sizes = [len(batch.last) for batch in batches]
     assert sizes[:-1] == [9] * (len(batches) - 1)
     assert sum(sizes) == len(windows)
@@ -96,7 +113,7 @@ def test_newest_says_which_window_is_the_last_of_its_user(lists, rng):
     assert newest_windows(windows, histories.offsets).sum() == users
     assert newest_windows(windows, histories.offsets).tolist() == [int(stop) in ends for stop in windows[:, 1]]
     order = rng.permutation(len(windows))
-    batches = epoch_batches(histories, max_len=MAX_LEN, batch_size=9, order=order, device=CPU)
+    batches = batches_in(order, histories, batch_size=9)
     found = torch.cat([batch.newest for batch in batches])
     np.testing.assert_array_equal(found, newest_windows(windows, histories.offsets)[order])
 
@@ -126,15 +143,12 @@ def test_rows_are_filled_before_a_new_one_is_begun(rng):
 
 def test_history_entries_are_the_items_before_each_target_by_age(lists, rng):
     for batch in batches_of(lists, rng):
-        items, age, real = batch.history_entries()
-        assert items.shape == age.shape == real.shape == (len(batch.targets), MAX_LEN)
-        assert int(age.min()) >= 0
-        assert int(age.max()) < MAX_LEN
+        items, real = batch.entries.by_age(MAX_LEN)
+        assert items.shape == real.shape == (len(batch.targets), MAX_LEN)
         for row, (prefix, _) in enumerate(training_data.prefixes(batch)):
-            there = real[row] == 1.0
-            found = sorted(zip(age[row][there].tolist(), items[row][there].tolist(), strict=True))
-            assert found == list(enumerate(reversed(prefix)))
-            assert not real[row][~there].any()
+            assert real[row].tolist() == [age < len(prefix) for age in range(MAX_LEN)]
+            assert items[row, : len(prefix)].tolist() == list(reversed(prefix))
+            assert batch.entries.items[batch.entries.start[row] : batch.entries.stop[row]].tolist() == list(prefix)
 
 
 def test_a_dataset_is_read_as_item_index(tmp_path, rng):

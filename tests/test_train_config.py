@@ -6,7 +6,7 @@ import pytest
 
 from ipsrec_onnx.errors import DataError
 from ipsrec_train.config import read_config
-from ipsrec_train.settings import IPSRecSettings
+from ipsrec_train.settings import MODEL_SETTINGS, CaserSettings, IPSRecSettings
 from ipsrec_train.training_settings import TrainingSettings
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
@@ -49,7 +49,7 @@ def test_a_file_changes_what_it_names_and_its_variant_sets_the_rest(write):
     assert config.model == "ipsrec-s"
     assert (config.settings.variant, config.settings.max_len, config.settings.dropout) == ("paper", 20, 0.1)
     assert config.settings.contrastive_weight == 0.1
-    assert not config.settings.history_terms
+    assert config.settings.history_terms == "none"
     assert config.training == TrainingSettings(learning_rate=0.002, seed=5)
 
 
@@ -59,8 +59,13 @@ def test_options_win_over_the_file_and_absent_ones_do_not(write):
     )
     assert config.model == "ipsrec-c"
     assert (config.settings.variant, config.settings.max_len, config.settings.dropout) == ("recommended", 7, 0.1)
-    assert config.settings.history_terms
+    assert config.settings.history_terms == "all"
     assert (config.training.seed, config.training.learning_rate) == (9, 0.002)
+
+
+def test_a_file_of_a_baseline_names_its_own_settings(write):
+    config = read(write('model = "caser"\n[settings]\nwindow = 5\nhistory_terms = "seen"\n'), dim=32)
+    assert config.settings == CaserSettings(window=5, history_terms="seen", dim=32)
 
 
 def test_an_empty_file_is_the_defaults(write):
@@ -70,11 +75,18 @@ def test_an_empty_file_is_the_defaults(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("model = 'bert4rec'", "model 'bert4rec' is not known, expected one of ipsrec-c, "),
+        ("model = 3", "model is 3, expected a name"),
+        ("model = 'sasrec'\nvariant = 'paper'", "sasrec has no variants, found 'paper'"),
+        ("model = 'caser'\n[settings]\nnum_heads = 2", "caser has no setting 'num_heads'; it has dim, "),
+        ("variant = 3", "variant is 3, expected a name"),
+        ("[settings]\nhistory_terms = true", "history_terms is True, expected str"),
+        ("[settings]\nvariant = 'paper'", "ipsrec-c has no setting 'variant'"),
         ("modle = 'ipsrec-s'", "unknown name 'modle', expected model, variant"),
         ("variant = 'published'", "variant 'published', expected one of recommended, paper, released"),
-        ("[settings]\nwidth = 3", "unknown name 'width', expected one of "),
-        ("[training]\nlr = 0.1", r"config.toml: unknown name 'lr' in \[training\], expected batch_size, "),
-        ("[settings]\nbatch_size = 3", "unknown name 'batch_size'"),
+        ("[settings]\nwidth = 3", "ipsrec-c has no setting 'width'; it has co_attention, "),
+        ("[training]\nlr = 0.1", r"config.toml: unknown name 'lr' in \[training\], expected "),
+        ("[settings]\nbatch_size = 3", "ipsrec-c has no setting 'batch_size'"),
         ("[settings]\nmax_len = '20'", "config.toml: a value is of the wrong type"),
         ("[settings]\ndropout = '0.5'", "config.toml: a value is of the wrong type"),
         ("[training]\nlearning_rate = 'fast'", "config.toml: a value is of the wrong type"),
@@ -112,4 +124,4 @@ def test_there_are_configs_in_the_repository():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_in_the_repository_can_be_read(path):
     config = read(path)
-    assert config.model in ("ipsrec-c", "ipsrec-s")
+    assert config.model in MODEL_SETTINGS

@@ -7,8 +7,9 @@ import torch
 from training_data import ITEMS, MAX_LEN, catalog_providers
 
 from ipsrec_train import losses
-from ipsrec_train.history_terms import HistoryEntries, HistoryTerms
-from ipsrec_train.losses import contrastive_loss, full_softmax_loss
+from ipsrec_train.history_scores import HistoryEntries, scored_items
+from ipsrec_train.history_terms import HistoryTerms
+from ipsrec_train.losses import contrastive_loss, softmax_loss
 
 DIM = 6
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
@@ -22,16 +23,22 @@ def scores_at_once(monkeypatch):
     return change
 
 
-def entries_of(histories, rng):
-    """The entries of some histories in random columns, with rubbish where there is none."""
-    shape = (len(histories), MAX_LEN + 3)
-    items, ages = rng.integers(0, ITEMS + 1, shape), rng.integers(0, MAX_LEN, shape)
-    real = np.zeros(shape, np.float32)
-    for row, history in enumerate(histories):
-        columns = rng.permutation(shape[1])[: len(history)]
-        items[row, columns], real[row, columns] = history, 1.0
-        ages[row, columns] = range(len(history) - 1, -1, -1)
-    return HistoryEntries(*(torch.from_numpy(array) for array in (items, ages, real)))
+@pytest.fixture(params=["kernel", "torch"])
+def engine(request, monkeypatch):
+    """Rows by the Numba kernel, as on a CPU, or by PyTorch's operators, as on a GPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(losses, "_kernel_rows", losses._torch_rows)
+
+
+def entries_of(histories):
+    """The entries of some histories, end to end among others that are nobody's."""
+    items, starts, stops = [5, 6], [], []
+    for history in histories:
+        starts.append(len(items))
+        items += history
+        stops.append(len(items))
+        items.append(1)
+    return HistoryEntries(torch.tensor(items, dtype=torch.int32), torch.tensor(starts), torch.tensor(stops))
 
 
 def random_case(rng, *, targets):
@@ -45,18 +52,21 @@ def random_case(rng, *, targets):
     return users, table, rng.integers(1, ITEMS + 1, targets), histories
 
 
-def loss_and_gradients(users, table, targets, *, item_provider, weights=None, entries=None, scale=1.0):
+def loss_and_gradients(
+    users, table, targets, *, item_provider, weights=None, entries=None, scale=1.0, columns=None, precision="fp32"
+):
     users, table = (torch.tensor(array, requires_grad=True) for array in (users, table))
     a_and_b = None
     if weights is not None:
         a_and_b = tuple(torch.tensor(part, dtype=torch.float32, requires_grad=True) for part in weights)
-    loss = full_softmax_loss(
+    loss = softmax_loss(
         users,
         table,
         torch.from_numpy(targets),
-        item_provider=torch.from_numpy(item_provider),
+        columns=columns or scored_items(torch.from_numpy(item_provider)),
         weights=a_and_b,
         entries=entries,
+        precision=precision,
     )
     (loss * scale).backward()
     found = {"loss": loss.detach(), "users": users.grad, "table": table.grad}
@@ -68,13 +78,13 @@ def loss_and_gradients(users, table, targets, *, item_provider, weights=None, en
 # Chunks of 1, 3, 5 and all 13 targets, the last one shorter in two of them.
 @pytest.mark.parametrize("chunk", [1, 3, 5, 1_000])
 @pytest.mark.parametrize("without_provider", [0, 9])
-def test_loss_and_gradients_equal_the_naive_ones(rng, scores_at_once, chunk, without_provider):
+def test_loss_and_gradients_equal_the_naive_ones(engine, rng, scores_at_once, chunk, without_provider):
     scores_at_once(chunk * ITEMS)
     users, table, targets, histories = random_case(rng, targets=13)
     item_provider = catalog_providers(without=without_provider)
     a, b = rng.uniform(0, 2, MAX_LEN), rng.normal(0, 1, MAX_LEN)
     found = loss_and_gradients(
-        users, table, targets, item_provider=item_provider, weights=(a, b), entries=entries_of(histories, rng)
+        users, table, targets, item_provider=item_provider, weights=(a, b), entries=entries_of(histories)
     )
     expected = naive_training.softmax_loss(
         users.astype(np.float64), table, targets, item_provider=item_provider, a=a, b=b, histories=histories
@@ -85,7 +95,7 @@ def test_loss_and_gradients_equal_the_naive_ones(rng, scores_at_once, chunk, wit
 
 
 @pytest.mark.parametrize("chunk", [2, 1_000])
-def test_without_history_terms_it_is_cross_entropy(rng, scores_at_once, chunk):
+def test_without_history_terms_it_is_cross_entropy(engine, rng, scores_at_once, chunk):
     scores_at_once(chunk * ITEMS)
     users, table, targets, _ = random_case(rng, targets=5)
     found = loss_and_gradients(users, table, targets, item_provider=catalog_providers())
@@ -94,22 +104,22 @@ def test_without_history_terms_it_is_cross_entropy(rng, scores_at_once, chunk):
         np.testing.assert_allclose(found[name], array, **CLOSE, err_msg=name)
 
 
-def test_one_target_and_fewer_scores_at_once_than_items(rng, scores_at_once):
+def test_one_target_and_fewer_scores_at_once_than_items(engine, rng, scores_at_once):
     scores_at_once(1)
     users, table, targets, histories = random_case(rng, targets=1)
     a, b = np.ones(MAX_LEN), np.ones(MAX_LEN)
     case = {"item_provider": catalog_providers()}
-    found = loss_and_gradients(users, table, targets, **case, weights=(a, b), entries=entries_of(histories, rng))
+    found = loss_and_gradients(users, table, targets, **case, weights=(a, b), entries=entries_of(histories))
     expected = naive_training.softmax_loss(
         users.astype(np.float64), table, targets, **case, a=a, b=b, histories=histories
     )
     np.testing.assert_allclose(found["loss"], expected["loss"], **CLOSE)
 
 
-def test_padding_gets_no_probability_and_no_gradient(rng):
+def test_padding_gets_no_probability_and_no_gradient(engine, rng):
     users, table, targets, histories = random_case(rng, targets=4)
     case = {"item_provider": catalog_providers(), "weights": (np.ones(MAX_LEN), np.ones(MAX_LEN))}
-    entries = entries_of(histories, rng)
+    entries = entries_of(histories)
     before = loss_and_gradients(users, table, targets, **case, entries=entries)
     table[0] = 1e6  # would take all probability
     after = loss_and_gradients(users, table, targets, **case, entries=entries)
@@ -121,18 +131,78 @@ def test_padding_gets_no_probability_and_no_gradient(rng):
 def test_gradients_scale_with_what_the_loss_is_multiplied_by(rng):
     users, table, targets, histories = random_case(rng, targets=4)
     case = {"item_provider": catalog_providers(), "weights": (np.ones(MAX_LEN), np.ones(MAX_LEN))}
-    entries = entries_of(histories, rng)
+    entries = entries_of(histories)
     once = loss_and_gradients(users, table, targets, **case, entries=entries)
     thrice = loss_and_gradients(users, table, targets, **case, entries=entries, scale=3.0)
     for name in ("users", "table", "a", "b"):
         np.testing.assert_allclose(thrice[name], 3 * once[name], rtol=1e-5, atol=1e-7)
 
 
-def test_large_scores_give_a_finite_loss(rng):
+def test_large_scores_give_a_finite_loss(engine, rng):
     users, table, targets, _ = random_case(rng, targets=4)
     found = loss_and_gradients(100 * users, 100 * table, targets, item_provider=catalog_providers())
     assert np.isfinite(found["loss"])
     assert found["loss"] > 100
+
+
+@pytest.mark.parametrize("without_provider", [0, 9])
+def test_a_sample_of_items_counts_as_often_as_its_bias_says(engine, rng, scores_at_once, without_provider):
+    scores_at_once(3 * ITEMS)
+    users, table, targets, histories = random_case(rng, targets=13)
+    item_provider = catalog_providers(without=without_provider)
+    a, b = rng.uniform(0, 2, MAX_LEN), rng.normal(0, 1, MAX_LEN)
+    chosen = np.sort(rng.permutation(np.arange(1, ITEMS + 1))[:25])
+    counted = np.zeros(ITEMS + 1)
+    counted[chosen] = rng.uniform(1, 9, 25)
+    bias = torch.from_numpy(np.log(counted[chosen]).astype(np.float32))
+    found = loss_and_gradients(
+        users,
+        table,
+        targets,
+        item_provider=item_provider,
+        weights=(a, b),
+        entries=entries_of(histories),
+        columns=scored_items(torch.from_numpy(item_provider), chosen, bias=bias),
+    )
+    expected = naive_training.softmax_loss(
+        users.astype(np.float64),
+        table,
+        targets,
+        item_provider=item_provider,
+        a=a,
+        b=b,
+        histories=histories,
+        counted=counted,
+    )
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, **CLOSE, err_msg=name)
+
+
+def test_low_precision_is_close(engine, rng, scores_at_once):
+    scores_at_once(5 * ITEMS)
+    users, table, targets, histories = random_case(rng, targets=13)
+    case = {"item_provider": catalog_providers(), "weights": (np.ones(MAX_LEN), np.ones(MAX_LEN))}
+    entries = entries_of(histories)
+    exact = loss_and_gradients(users, table, targets, **case, entries=entries)
+    low = loss_and_gradients(users, table, targets, **case, entries=entries, precision="bf16")
+    for name, array in exact.items():
+        np.testing.assert_allclose(low[name], array, rtol=0.03, atol=0.03 * abs(array).max(), err_msg=name)
+        assert low[name].dtype == np.float32
+
+
+def test_threads_share_the_rows_and_change_nothing_but_the_order_of_sums(rng):
+    users, table, targets, histories = random_case(rng, targets=13)
+    case = {"item_provider": catalog_providers(), "weights": (np.ones(MAX_LEN), np.ones(MAX_LEN))}
+    entries = entries_of(histories)
+    alone = loss_and_gradients(users, table, targets, **case, entries=entries)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shared = loss_and_gradients(users, table, targets, **case, entries=entries)
+    finally:
+        torch.set_num_threads(threads)
+    for name, array in alone.items():
+        np.testing.assert_allclose(shared[name], array, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 def test_provider_weights_are_never_negative_and_item_weights_may_be():

@@ -14,6 +14,7 @@ from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError
 from ipsrec_train.model import Model
 from ipsrec_train.run import (
+    Learning,
     Progress,
     load_catalog,
     load_model,
@@ -101,10 +102,11 @@ def test_going_on_from_saved_progress_gives_the_same_as_never_stopping(tmp_path)
     one_step(straight, optimizers[0])
     one_step(straight, optimizers[0])
     progress = Progress(epoch=2, metrics=[{"epoch": 1, "ndcg@10": 0.125}, {"epoch": 2, "ndcg@10": 0.1}])
-    save_progress(tmp_path, straight, optimizers[0], progress)
+    save_progress(tmp_path, Learning(straight, optimizers[0], None), progress)
+    torch.manual_seed(99)
     one_step(straight, optimizers[0])
     torch.manual_seed(99)
-    assert load_progress(tmp_path, restored, optimizers[1]) == progress
+    assert load_progress(tmp_path, Learning(restored, optimizers[1], None)) == progress
     one_step(restored, optimizers[1])
     for name, weight in straight.state_dict().items():
         assert torch.equal(weight, restored.state_dict()[name]), name
@@ -177,5 +179,5 @@ def test_progress_that_cannot_be_read_is_refused(run, broken):
         save_file({"random.cpu": torch.get_rng_state()}, path)
     model = make_model("ipsrec-s" if broken == "other model" else "ipsrec-c", small_settings())
     with pytest.raises(DataError, match=r"training cannot go on from here: .* --overwrite") as refused:
-        load_progress(run, model, torch.optim.Adam(model.parameters()))
+        load_progress(run, Learning(model, torch.optim.Adam(model.parameters()), None))
     one_line(refused)

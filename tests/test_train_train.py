@@ -17,12 +17,15 @@ from training_data import MAX_LEN, make_dataset, small_settings, small_training
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_onnx.metrics import metrics_of_ranks
+from ipsrec_train import loop
 from ipsrec_train import train as module
 from ipsrec_train.batches import load_histories
+from ipsrec_train.history_scores import scored_items
+from ipsrec_train.loop import CUTOFFS
 from ipsrec_train.ranking import rank_targets
 from ipsrec_train.run import load_model, open_run
 from ipsrec_train.settings import VARIANTS
-from ipsrec_train.train import CUTOFFS, train
+from ipsrec_train.train import train
 from ipsrec_train.training_settings import TrainingSettings
 
 NEVER_THE_SAME = {"train_s", "wall_s"}
@@ -102,14 +105,14 @@ def test_every_variant_learns_and_every_weight_of_it_moves(dataset, tmp_path, na
 def test_the_loss_is_cross_entropy_and_lambda_times_the_variants_contrastive_loss(
     dataset, tmp_path, monkeypatch, variant, symmetric
 ):
-    real, calls = module.contrastive_loss, []
+    real, calls = loop.contrastive_loss, []
 
     def recorded(*states, **options):
         loss = real(*states, **options)
         calls.append((loss.item(), options))
         return loss
 
-    monkeypatch.setattr(module, "contrastive_loss", recorded)
+    monkeypatch.setattr(loop, "contrastive_loss", recorded)
 
     def first_loss(weight):
         settings = small_settings(variant, dropout=0.0, contrastive_weight=weight, temperature=0.7)
@@ -126,23 +129,24 @@ def test_the_loss_is_cross_entropy_and_lambda_times_the_variants_contrastive_los
 
 
 def test_each_epoch_meets_all_windows_in_another_order(dataset, tmp_path, monkeypatch):
-    real, orders = module.epoch_batches, []
+    real, chosen = loop.Windows.pack, []
 
-    def recorded(*histories, **options):
-        orders.append(options["order"].tolist())
-        return real(*histories, **options)
+    def recorded(windows, numbers):
+        chosen.extend(numbers.tolist())
+        return real(windows, numbers)
 
-    monkeypatch.setattr(module, "epoch_batches", recorded)
+    monkeypatch.setattr(loop.Windows, "pack", recorded)
     run_training(dataset, tmp_path / "run", epochs=3)
+    orders = np.split(np.array(chosen), 3)
     assert [sorted(order) for order in orders] == [list(range(windows_of(dataset)))] * 3
-    assert len(set(map(tuple, orders))) == 3
+    assert len({tuple(order) for order in orders}) == 3
 
 
 def test_metrics_have_a_line_an_epoch(straight):
     assert [line["epoch"] for line in straight.metrics] == [1, 2, 3, 4]
     names = {f"{metric}@{cutoff}" for metric in ("hr", "mrr", "ndcg") for cutoff in CUTOFFS}
     for line in straight.metrics:
-        assert set(line) == {"epoch", "loss", *names} | NEVER_THE_SAME
+        assert set(line) == {"epoch", "loss", "targets", *names} | NEVER_THE_SAME
         assert all(0 <= line[name] <= 1 for name in names)
         assert 0 < line["train_s"] <= line["wall_s"]
 
@@ -186,20 +190,21 @@ def test_resume_without_anything_to_go_on_from_starts_at_the_first_epoch(straigh
 # Trains, and is killed in the middle of its third epoch: no cleaning up, no last words.
 KILLED = """
 import os, signal, sys
-from ipsrec_train import train as module
+from ipsrec_train.loop import Loop
+from ipsrec_train.train import train
 from training_data import small_settings, small_training
 
 steps_of_epoch = []
-step = module._Loop._step
+step = Loop.step
 
-def killed_step(self, batch):
+def killed_step(self, *arguments):
     steps_of_epoch.append(1)
     if len(steps_of_epoch) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch)
+    return step(self, *arguments)
 
-module._Loop._step = killed_step
-module.train(sys.argv[1], sys.argv[2], settings=small_settings(), training=small_training(), threads=1, quiet=True)
+Loop.step = killed_step
+train(sys.argv[1], sys.argv[2], settings=small_settings(), training=small_training(), threads=1, quiet=True)
 """
 
 
@@ -300,7 +305,9 @@ def test_the_kept_weights_reproduce_the_metrics_of_the_best_epoch(dataset, tmp_p
     run = run_training(dataset, tmp_path / "run", epochs=30, patience=2, learning_rate=0.1)
     assert run.best["epoch"] < len(run.metrics)
     model, _ = load_model(run)
-    ranks = rank_targets(model, load_histories(open_dataset(dataset), "valid"), device=torch.device("cpu"))
+    ranks = rank_targets(
+        model, load_histories(open_dataset(dataset), "valid"), columns=scored_items(model.item_provider)
+    )
     metrics = metrics_of_ranks(ranks, CUTOFFS)
     assert metrics == {name: run.best[name] for name in metrics}
     assert metrics["ndcg@10"] != run.metrics[-1]["ndcg@10"]
@@ -411,3 +418,85 @@ def test_quiet_is_quiet_and_otherwise_each_epoch_has_a_line_on_stderr(dataset, t
     assert all("loss" in line and "ndcg@10" in line for line in err.splitlines())
     assert len((tmp_path / "loud" / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "loud" / "run.json").read_text())["model"] == "ipsrec-c"
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole(dataset, tmp_path):
+    settings = small_settings(dropout=0.0)
+    whole = run_training(dataset, tmp_path / "whole", settings=settings, epochs=2)
+    parts = run_training(dataset, tmp_path / "parts", settings=settings, epochs=2, batch_parts=5)
+    assert [line["loss"] for line in parts.metrics] == pytest.approx([line["loss"] for line in whole.metrics], rel=1e-4)
+
+
+def test_a_sample_of_negatives_learns_what_all_items_teach(dataset, tmp_path):
+    everything = run_training(dataset, tmp_path / "all", epochs=12)
+    sampled = run_training(dataset, tmp_path / "sampled", epochs=12, negatives=30)
+    assert sampled.best["ndcg@10"] > 0.85 * everything.best["ndcg@10"]
+
+
+def test_low_precision_learns_the_same(dataset, tmp_path):
+    exact = run_training(dataset, tmp_path / "exact", epochs=12)
+    low = run_training(dataset, tmp_path / "low", epochs=12, precision="bf16")
+    assert low.metrics[0]["loss"] == pytest.approx(exact.metrics[0]["loss"], rel=0.01)
+    assert low.best["ndcg@10"] > 0.9 * exact.best["ndcg@10"]
+
+
+def test_an_average_of_the_weights_is_kept_and_resumed_bit_for_bit(dataset, tmp_path):
+    options = {"average": 0.9, "schedule": "linear", "warmup_steps": 3}
+    straight = run_training(dataset, tmp_path / "straight", **options)
+    plain = run_training(dataset, tmp_path / "plain", schedule="linear", warmup_steps=3)
+    assert [line["loss"] for line in plain.metrics] == [line["loss"] for line in straight.metrics]
+    kept = load_file(straight.path / "model.safetensors")
+    last = load_file(straight.path / "resume.safetensors")
+    assert straight.best["epoch"] == 4
+    assert not torch.equal(kept["items.weight"], last["model.items.weight"])
+    assert torch.equal(kept["items.weight"], last["average.module.items.weight"])
+
+    def stop_after_two_epochs(folder):
+        real, calls = module.save_progress, []
+
+        def stopped(*arguments):
+            real(*arguments)
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "save_progress", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                run_training(dataset, folder, **options)
+
+    stop_after_two_epochs(tmp_path / "resumed")
+    assert_same_run(run_training(dataset, tmp_path / "resumed", resume=True, **options), straight)
+
+
+def test_a_falling_learning_rate_cannot_be_resumed_for_another_number_of_epochs(dataset, tmp_path):
+    run_training(dataset, tmp_path / "run", epochs=2, schedule="linear")
+    with pytest.raises(DataError, match="the run to resume has epochs 2, now it is 3"):
+        run_training(dataset, tmp_path / "run", epochs=3, schedule="linear", resume=True)
+
+
+WORKER = """
+import sys
+from ipsrec_train.train import train
+from training_data import small_settings, small_training
+
+settings, training = small_settings(dropout=0.0), small_training(epochs=2)
+train(sys.argv[1], sys.argv[2], settings=settings, training=training, threads=1, quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(dataset, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(dataset), str(tmp_path / "two")], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    two = open_run(tmp_path / "two")
+    one = run_training(dataset, tmp_path / "one", settings=small_settings(dropout=0.0), epochs=2)
+    assert [line["targets"] for line in two.metrics] == [line["targets"] for line in one.metrics]
+    assert [line["loss"] for line in two.metrics] == pytest.approx([line["loss"] for line in one.metrics], rel=1e-4)
+    assert two.best["ndcg@10"] == pytest.approx(one.best["ndcg@10"], abs=0.02)

@@ -18,7 +18,7 @@ from ipsrec_export.graph import build_graph
 from ipsrec_train.batches import Batch
 from ipsrec_train.model import Model
 from ipsrec_train.prepare import prepare
-from ipsrec_train.settings import IPSRecSettings, settings_for
+from ipsrec_train.settings import ModelSettings, settings_for
 from ipsrec_train.train import train
 from ipsrec_train.training_settings import TrainingSettings
 
@@ -28,8 +28,12 @@ USERS, ITEMS, PROVIDERS = 120, 60, 12
 LONGEST = 40  # more than MAX_LEN, so that training cuts windows
 MAX_LEN = 10
 
-# Model, variant and what co-attention exchanges; ipsrec-s has no co-attention.
+# Model, variant and what co-attention exchanges; None where a model has none.
 KINDS = [
+    ("sasrec", None, None),
+    ("gru4rec", None, None),
+    ("caser", None, None),
+    ("sr-gnn", None, None),
     ("ipsrec-s", "recommended", "queries"),
     ("ipsrec-s", "paper", "queries"),
     ("ipsrec-s", "released", "queries"),
@@ -40,6 +44,31 @@ KINDS = [
     ("ipsrec-c", "paper", "queries"),
     ("ipsrec-c", "released", "keys_values"),
 ]
+
+IPSREC_KINDS = [kind for kind in KINDS if kind[0].startswith("ipsrec")]
+BASELINES = ["sasrec", "gru4rec", "caser", "sr-gnn"]
+
+
+def kind_id(kind: tuple[str | None, ...]) -> str:
+    """A kind's name in the list of tests."""
+    return "-".join(part for part in kind if part)
+
+
+ATTENTION = {"num_layers": 1, "inner_dim": 32}
+SMALL: dict[str, dict[str, Any]] = {
+    "ipsrec-c": ATTENTION,
+    "ipsrec-s": ATTENTION,
+    "sasrec": ATTENTION,
+    "gru4rec": {"hidden_dim": 12},
+    "caser": {"window": 4, "horizontal_filters": 3, "vertical_filters": 2},
+    "sr-gnn": {},
+}
+# What makes each model deeper than SMALL does, where it can be.
+DEEPER: dict[str, dict[str, Any]] = {
+    **{name: {"num_layers": 2} for name in ("ipsrec-c", "ipsrec-s", "sasrec", "gru4rec")},
+    "caser": {},
+    "sr-gnn": {"steps": 2},
+}
 
 
 def make_interactions(rng: np.random.Generator) -> pa.Table:
@@ -68,10 +97,9 @@ def make_dataset(folder: Path, rng: np.random.Generator) -> Path:
     return folder / "dataset"
 
 
-def small_settings(variant: str = "recommended", **changes: Any) -> IPSRecSettings:
-    """Settings that train in a second."""
-    small = {"max_len": MAX_LEN, "dim": 16, "num_layers": 1, "inner_dim": 32, "dropout": 0.2}
-    return settings_for(variant, {**small, **changes})
+def small_settings(variant: str | None = None, *, model: str = "ipsrec-c", **changes: Any) -> ModelSettings:
+    """Settings that train in a second; IPSRec's variant is the recommended one unless another is asked for."""
+    return settings_for(model, variant, {"max_len": MAX_LEN, "dim": 16, "dropout": 0.2, **SMALL[model], **changes})
 
 
 def small_training(**changes: Any) -> TrainingSettings:
@@ -88,7 +116,7 @@ def catalog_providers(*, without: int = 0) -> npt.NDArray[np.int64]:
     return providers
 
 
-def make_model(name: str, settings: IPSRecSettings, *, seed: int = 0, spread: float = 0.3) -> Model:
+def make_model(name: str, settings: ModelSettings, *, seed: int = 0, spread: float = 0.3) -> Model:
     """An untrained model whose weights are all drawn wide, so that attention looks somewhere and no bias is 0."""
     torch.manual_seed(seed)
     model = Model(name, settings, item_provider=catalog_providers(), num_providers=PROVIDERS)
@@ -103,7 +131,7 @@ def make_model(name: str, settings: IPSRecSettings, *, seed: int = 0, spread: fl
     return model.eval()
 
 
-_GRAPHS: dict[tuple[str, IPSRecSettings, bytes], bytes] = {}
+_GRAPHS: dict[tuple[str, ModelSettings, bytes], bytes] = {}
 
 
 def build_graph_once(model: Model) -> onnx.ModelProto:
@@ -115,10 +143,14 @@ def build_graph_once(model: Model) -> onnx.ModelProto:
     return onnx.load_from_string(_GRAPHS[key])
 
 
-def exportable(name: str, variant: str, co_attention: str = "queries", *, max_len: int = MAX_LEN) -> Model:
+def exportable(
+    name: str, variant: str | None, co_attention: str | None = None, *, max_len: int = MAX_LEN, **changes: Any
+) -> Model:
     """The same small model at every call, so that tests share its graph."""
-    sizes = {"max_len": max_len, "dim": 8, "inner_dim": 12, "num_layers": 2 if max_len == MAX_LEN else 1}
-    return make_model(name, small_settings(variant, co_attention=co_attention, **sizes))
+    deeper = DEEPER[name] if max_len == MAX_LEN else {}
+    thin = {"inner_dim": 12} if "inner_dim" in SMALL[name] else {}
+    changes = {"max_len": max_len, "dim": 8, **thin, **deeper, "co_attention": co_attention, **changes}
+    return make_model(name, small_settings(variant, model=name, **changes))
 
 
 def make_run(folder: Path) -> Path:

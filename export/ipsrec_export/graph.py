@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ipsrec_train.ipsrec_c import IPSRecC
-from ipsrec_train.ipsrec_s import IPSRecS
 from ipsrec_train.model import Model
 
 # Opset 20 is the newest that every ONNX Runtime since 1.17 runs, those for Node and the browser included. From opset 23
@@ -30,7 +28,7 @@ class ExportGraph(nn.Module):
         super().__init__()
         self.item_embeddings = nn.Parameter(model.item_embeddings().detach().clone(), requires_grad=False)
         self.provider_embeddings = nn.Parameter(model.providers.weight.detach().clone(), requires_grad=False)
-        self.encoder: IPSRecS | IPSRecC = model.encoder
+        self.encoder = model.encoder
 
     def forward(self, item_history: Tensor, provider_history: Tensor, lengths: Tensor) -> Tensor:
         """(B, L) int32, (B, L) int32, (B,) int32 -> (B, D) float32 user_embedding."""

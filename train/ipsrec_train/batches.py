@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.dataset import Dataset, Split, read_histories, split_histories
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import find_ids, plain_ids
-from ipsrec_train.history_terms import HistoryEntries
+from ipsrec_train.history_scores import HistoryEntries
 from ipsrec_train.packed import PackedHistories
 
 
@@ -60,7 +60,7 @@ def load_histories(dataset: Dataset, split: Split) -> Histories:
     return Histories(values=values, offsets=offsets - offsets[0], targets=targets)
 
 
-def cut_windows(offsets: npt.NDArray[np.int64], max_len: int) -> npt.NDArray[np.int64]:
+def cut_windows(offsets: npt.NDArray[np.int64], max_len: int, *, newest: int | None = None) -> npt.NDArray[np.int64]:
     """Cut each history into windows from its end, so that every item but the first is a target once.
 
     A window's inputs are at most max_len items; its targets are the same items moved on by one.
@@ -68,12 +68,15 @@ def cut_windows(offsets: npt.NDArray[np.int64], max_len: int) -> npt.NDArray[np.
     Args:
         offsets: (U + 1,) int64.
         max_len: most inputs of a window.
+        newest: keep so many windows of each user, the newest; all where None.
 
     Returns:
         (num_windows, 2) int64, first and one past the last input of each window, in the values.
     """
     start, inputs = offsets[:-1], np.maximum(np.diff(offsets) - 1, 0)
     count = -(-inputs // max_len)
+    if newest is not None:
+        count = np.minimum(count, newest)
     user = np.repeat(np.arange(len(start)), count)
     nth = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)  # 0 is the newest window
     stop = start[user] + inputs[user] - nth * max_len
@@ -95,6 +98,7 @@ class Batch:
         histories: the windows' inputs; segment b is window b.
         at: (T,) int64 where a target's state lies, in the flattened rows.
         targets: (T,) int64 item_index that came next.
+        entries: what came before each target in its window.
         last: (B,) int64 where each window's newest state lies.
         newest: (B,) bool, which windows are the newest of their user: the state at their end is the user's.
     """
@@ -102,60 +106,60 @@ class Batch:
     histories: PackedHistories
     at: Tensor
     targets: Tensor
+    entries: HistoryEntries
     last: Tensor
     newest: Tensor
 
-    def history_entries(self) -> HistoryEntries:
-        """What each target's history holds, (T, W): the entries of its row that are its own and not newer."""
-        items, positions, segments = self.histories
-        row = self.at // items.shape[1]
-        segment = segments.flatten()[self.at].unsqueeze(1)
-        age = positions.flatten()[self.at].unsqueeze(1) - positions[row]
-        real = (segments[row] == segment) & (age >= 0)
-        return HistoryEntries(items[row], age.clamp(min=0), real.float())
 
-
-def epoch_batches(
-    histories: Histories, *, max_len: int, batch_size: int, order: npt.NDArray[np.int64], device: torch.device
-) -> Iterator[Batch]:
-    """Give all windows once, batch_size at a time.
+class Windows:
+    """All windows of the training histories, cut once.
 
     Args:
         histories: the training split.
-        max_len: width of a window and of a row.
-        batch_size: windows of a batch; the last one may have fewer.
-        order: (num_windows,) a permutation of the windows.
-        device: where the tensors go.
-
-    Yields:
-        Batches.
+        max_len: width of a window and of a packed row.
+        device: where batches go.
+        newest: keep so many windows of each user, the newest; all where None.
     """
-    windows = cut_windows(histories.offsets, max_len)
-    for first in range(0, len(order), batch_size):
-        yield _pack(histories, windows[order[first : first + batch_size]], max_len=max_len, device=device)
 
+    def __init__(self, histories: Histories, *, max_len: int, device: torch.device, newest: int | None = None) -> None:
+        self.histories, self.max_len, self.device = histories, max_len, device
+        self.ranges = cut_windows(histories.offsets, max_len, newest=newest)  # (num_windows, 2)
+        self.newest = newest_windows(self.ranges, histories.offsets)  # (num_windows,)
 
-def _pack(histories: Histories, windows: npt.NDArray[np.int64], *, max_len: int, device: torch.device) -> Batch:
-    """Pack some windows."""
-    values = histories.values
-    lengths = windows[:, 1] - windows[:, 0]
-    offsets = np.zeros(len(windows) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    window = np.repeat(np.arange(len(windows)), lengths)
-    place = np.arange(offsets[-1]) - offsets[window]  # position in its window
-    source = windows[window, 0] + place
-    items, targets = values[source], values[source + 1]
-    row, column, num_rows = pack_end_to_end(items, offsets, width=max_len)
+    def __len__(self) -> int:
+        return len(self.ranges)
 
-    def placed(stream: npt.NDArray[np.integer]) -> Tensor:
-        laid = place_histories(stream.astype(np.int32), offsets, row, column, num_rows=num_rows, width=max_len)
-        return torch.from_numpy(laid).long().to(device)
+    def num_targets(self, chosen: npt.NDArray[np.int64]) -> int:
+        """How many targets the windows of these numbers have."""
+        return int((self.ranges[chosen, 1] - self.ranges[chosen, 0]).sum())
 
-    at = (row[window].astype(np.int64) * max_len) + column[window] + place
-    return Batch(
-        histories=PackedHistories(placed(items), placed(place), placed(window + 1) - 1),
-        at=torch.from_numpy(at).to(device),
-        targets=torch.from_numpy(targets.astype(np.int64)).to(device),
-        last=torch.from_numpy(at[offsets[1:] - 1]).to(device),
-        newest=torch.from_numpy(newest_windows(windows, histories.offsets)).to(device),
-    )
+    def pack(self, chosen: npt.NDArray[np.int64]) -> Batch:
+        """Make a batch of the windows of these numbers, one or more."""
+        ranges, values, width = self.ranges[chosen], self.histories.values, self.max_len
+        lengths = ranges[:, 1] - ranges[:, 0]
+        offsets = np.zeros(len(ranges) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        window = np.repeat(np.arange(len(ranges)), lengths)
+        place = np.arange(offsets[-1]) - offsets[window]  # position in its window
+        source = ranges[window, 0] + place
+        items, targets = values[source], values[source + 1]
+        row, column, num_rows = pack_end_to_end(items, offsets, width=width)
+
+        def placed(stream: npt.NDArray[np.integer]) -> Tensor:
+            laid = place_histories(stream.astype(np.int32), offsets, row, column, num_rows=num_rows, width=width)
+            return self._tensor(laid).long()
+
+        at = row[window].astype(np.int64) * width + column[window] + place
+        return Batch(
+            histories=PackedHistories(placed(items), placed(place), placed(window + 1) - 1),
+            at=self._tensor(at),
+            targets=self._tensor(targets.astype(np.int64)),
+            entries=HistoryEntries(
+                self._tensor(items), self._tensor(offsets[window]), self._tensor(np.arange(1, len(items) + 1))
+            ),
+            last=self._tensor(at[offsets[1:] - 1]),
+            newest=self._tensor(self.newest[chosen]),
+        )
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

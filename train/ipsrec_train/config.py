@@ -1,9 +1,9 @@
 """Settings from a TOML file, such as those in configs/, with changes on top.
 
 model = "ipsrec-c"
-variant = "recommended"
+variant = "recommended"    # of an IPSRec alone
 
-[settings]       # names of IPSRecSettings
+[settings]       # names of the model's settings
 dropout = 0.5
 
 [training]       # names of TrainingSettings
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ipsrec_onnx.errors import DataError
-from ipsrec_train.settings import VARIANTS, IPSRecSettings, settings_for
+from ipsrec_train.settings import ModelSettings, settings_for, settings_type
 from ipsrec_train.training_settings import TrainingSettings
 
 
@@ -28,7 +28,7 @@ class Config:
     """Everything that says what is trained, and how."""
 
     model: str
-    settings: IPSRecSettings
+    settings: ModelSettings
     training: TrainingSettings
 
 
@@ -39,7 +39,7 @@ def read_config(path: Path | None, *, model: str | None, variant: str | None, ch
         path: TOML file; None starts from the defaults.
         model: wins over the file's.
         variant: wins over the file's.
-        changes: names of IPSRecSettings or TrainingSettings; None values are left out.
+        changes: names of the model's settings or of TrainingSettings; None values are left out.
 
     Raises:
         DataError: the file is no TOML, or a name or value in it makes no sense.
@@ -54,28 +54,28 @@ def read_config(path: Path | None, *, model: str | None, variant: str | None, ch
     for part in ("settings", "training"):
         if not isinstance(read.get(part, {}), dict):
             raise DataError(f"{path}: {part} is {read[part]!r}, expected a table [{part}] of names and values")
-    chosen = variant or read.get("variant", "recommended")
-    if chosen not in VARIANTS:
-        raise DataError(f"{path}: variant {chosen!r}, expected one of {', '.join(VARIANTS)}")
+    name = model or read.get("model", "ipsrec-c")
+    if not isinstance(name, str):
+        raise DataError(f"{path}: model is {name!r}, expected a name such as ipsrec-c")
+    chosen = variant or read.get("variant")
+    if not isinstance(chosen, str | None):
+        raise DataError(f"{path}: variant is {chosen!r}, expected a name such as recommended")
     of_training = {field.name for field in dataclasses.fields(TrainingSettings)}
     training = {**read.get("training", {}), **_given(changes, of_training)}
     wrong = sorted(set(training) - of_training)
     if wrong:
         raise DataError(f"{path}: unknown name {wrong[0]!r} in [training], expected {', '.join(sorted(of_training))}")
     settings = {**read.get("settings", {}), **_given(changes, set(changes) - of_training)}
-    for holder, values in ((IPSRecSettings, settings), (TrainingSettings, training)):
+    for holder, values in ((settings_type(name), settings), (TrainingSettings, training)):
         _refuse_other_types(holder, values, where=path)
-    name = model or read.get("model", "ipsrec-c")
-    if not isinstance(name, str):
-        raise DataError(f"{path}: model is {name!r}, expected a name such as ipsrec-c")
     return Config(
         model=name,
-        settings=settings_for(chosen, settings),
+        settings=settings_for(name, chosen, settings),
         training=TrainingSettings(**training),
     )
 
 
-def _refuse_other_types(holder: type[IPSRecSettings | TrainingSettings], values: dict[str, Any], *, where: Any) -> None:
+def _refuse_other_types(holder: type[ModelSettings | TrainingSettings], values: dict[str, Any], *, where: Any) -> None:
     """A value has the type of its default; a whole number may stand where a fraction may."""
     for field in dataclasses.fields(holder):
         wanted, value = type(field.default), values.get(field.name, field.default)

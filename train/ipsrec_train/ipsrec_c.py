@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ipsrec_train.layers import (
+    Dropout,
     StreamInput,
     TransformerLayer,
     causal_mask,
+    initialize,
     last_mask,
     layers_of,
     packed_mask,
@@ -31,17 +33,22 @@ class IPSRecC(nn.Module):
 
     def __init__(self, settings: IPSRecSettings) -> None:
         super().__init__()
+        self.settings = settings
         D, eps = settings.dim, settings.layer_norm_eps
         released = settings.variant == "released"
         own, fused = (0, settings.num_layers) if released else (settings.num_layers, 1)
         self.exchange = settings.co_attention
         self.item_input, self.provider_input = StreamInput(settings), StreamInput(settings)
         self.item_norm, self.provider_norm = nn.LayerNorm(D, eps=eps), nn.LayerNorm(D, eps=eps)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
         self.item_layers = stack(settings, own)
         self.provider_layers = stack(settings, own)
         self.item_fusion = stack(settings, fused)
         self.provider_fusion = stack(settings, fused)
+
+    def initialize(self) -> None:
+        """Draw all weights from N(0, initializer_std), as the released code does."""
+        initialize(self, self.settings.initializer_std)
 
     def forward(self, items: Tensor, providers: Tensor, packed: PackedHistories) -> tuple[Tensor, Tensor]:
         """Encode histories packed end to end, all positions in one pass.

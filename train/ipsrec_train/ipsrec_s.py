@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ipsrec_onnx.errors import DataError
 from ipsrec_train.layers import (
+    Dropout,
     StreamInput,
     blocked_unless,
     causal_mask,
+    initialize,
     last_mask,
     layers_of,
     packed_allowed,
@@ -30,11 +33,18 @@ class IPSRecS(nn.Module):
 
     def __init__(self, settings: IPSRecSettings) -> None:
         super().__init__()
+        if settings.co_attention != "queries":
+            raise DataError("settings: co_attention is of ipsrec-c; ipsrec-s has one stream, leave it out")
+        self.settings = settings
         self.released = settings.variant == "released"
         self.item_input, self.provider_input = StreamInput(settings), StreamInput(settings)
         self.norm = nn.LayerNorm(settings.dim, eps=settings.layer_norm_eps)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
         self.layers = stack(settings, settings.num_layers)
+
+    def initialize(self) -> None:
+        """Draw all weights from N(0, initializer_std), as the released code does."""
+        initialize(self, self.settings.initializer_std)
 
     def forward(self, items: Tensor, providers: Tensor, packed: PackedHistories) -> tuple[Tensor, Tensor]:
         """Encode histories packed end to end, all positions in one pass.

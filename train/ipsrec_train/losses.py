@@ -1,24 +1,51 @@
-"""Cross entropy over all items, and the contrastive losses.
+"""Cross entropy of the next item, over all items or a sample of them, and the contrastive losses.
 
-T targets, V items, D dim, S entries of a target's history.
+T targets, N scored items, D dim, C rows of a chunk.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ipsrec_train.history_terms import HistoryEntries, HistoryScores
+from ipsrec_kernels.softmax import SoftmaxRows, softmax_gradients
+from ipsrec_kernels.target_rows import TargetHistories
+from ipsrec_train.history_scores import (
+    HistoryEntries,
+    ScoredItems,
+    add_history_scores,
+    history_gradients,
+    kernel_columns,
+    kernel_histories,
+    kernel_weights,
+    target_history_scores,
+    target_matches,
+)
+
+Precision = Literal["fp32", "bf16"]
 
 # Scores held at once, targets x items. Small enough to stay near the caches of a CPU, large enough for its GEMM.
-SCORES_AT_ONCE = {"cpu": 1_000_000, "cuda": 200_000_000}
+SCORES_AT_ONCE = {"cpu": 2_000_000, "cuda": 200_000_000}
 
 
-class FullSoftmax(torch.autograd.Function):
-    """Mean cross entropy of the scores of all items, which never holds more than one chunk of scores.
+class _Rows(NamedTuple):
+    """What a chunk of rows gives: summed loss, gradients of scores (C, N), target scores (C,), a and b (max_len,)."""
+
+    loss: float | Tensor
+    d_scores: Tensor
+    d_target: Tensor
+    d_a: Tensor
+    d_b: Tensor
+
+
+class SoftmaxLoss(torch.autograd.Function):
+    """Mean cross entropy that never holds more than one chunk of scores.
 
     Gradients are made in the forward pass, chunk by chunk, where the scores are at hand: one array of chunk x items
     lives instead of three of targets x items, and nothing is computed twice.
@@ -33,31 +60,46 @@ class FullSoftmax(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         entries: HistoryEntries | None,
-        item_provider: Tensor,
+        columns: ScoredItems,
+        precision: Precision,
     ) -> Tensor:
-        """See full_softmax_loss; a and b are empty for a model without history terms."""
-        d_users, d_table, d_a, d_b = (torch.zeros_like(part) for part in (users, table, a, b))
-        items = table[1:]  # (V, D), without PADDING
+        """See softmax_loss; a and b are empty for a model without history terms."""
+        number = torch.bfloat16 if precision == "bf16" else torch.float32
+        items = table[1:] if columns.all_items else table[columns.items]  # (N, D), without PADDING
+        of_target = table[targets]  # (T, D)
+        low_users, low_items = users.to(number), items.to(number)
+        target_scores = (users * of_target).sum(1)  # (T,)
+        d_users, d_items, d_target = torch.empty_like(users), torch.zeros_like(items), torch.empty_like(target_scores)
+        d_a, d_b = torch.zeros_like(a), torch.zeros_like(b)
         loss = users.new_zeros(())
-        history_scores = HistoryScores(item_provider)
+        chunk_rows = _kernel_rows if users.device.type == "cpu" else _torch_rows
         chunk = max(1, SCORES_AT_ONCE[users.device.type] // max(1, len(items)))
         for start in range(0, len(users), chunk):
             here = slice(start, start + chunk)
-            scores = users[here] @ items.T  # (C, V)
-            target = (targets[here] - 1).unsqueeze(1)  # (C, 1)
-            if entries is not None:
-                history_scores.add(scores, a, b, entries=entries.rows(here))
-            # The softmax in place, with one exponential for each score.
-            scores -= scores.amax(1, keepdim=True)
-            loss -= scores.gather(1, target).sum()
-            total = scores.exp_().sum(1, keepdim=True)  # (C, 1)
-            loss += total.log().sum()
-            d_scores = scores.div_(total)
-            d_scores.scatter_add_(1, target, torch.full_like(total, -1.0))
-            d_users[here] = d_scores @ items
-            d_table[1:].addmm_(d_scores.T, users[here])
-            if entries is not None:
-                history_scores.add_gradients(d_scores, d_a, d_b, entries=entries.rows(here))
+            rows = chunk_rows(
+                low_users[here] @ low_items.T,  # (C, N)
+                target_scores[here],
+                targets[here],
+                weights=(a, b),
+                entries=None if entries is None else entries.rows(here),
+                columns=columns,
+            )
+            loss += rows.loss
+            d_users[here] = rows.d_scores @ low_items
+            if number == torch.float32:
+                d_items.addmm_(rows.d_scores.T, low_users[here])
+            else:
+                d_items += rows.d_scores.T @ low_users[here]
+            d_target[here] = rows.d_target
+            d_a += rows.d_a
+            d_b += rows.d_b
+        d_users.addcmul_(d_target.unsqueeze(1), of_target)
+        d_table = torch.zeros_like(table)
+        if columns.all_items:
+            d_table[1:] = d_items
+        else:
+            d_table[columns.items] = d_items
+        d_table.index_add_(0, targets, d_target.unsqueeze(1) * users)
         ctx.save_for_backward(d_users, d_table, d_a, d_b)
         ctx.count = len(users)
         return loss / len(users)
@@ -65,35 +107,119 @@ class FullSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Scale what the forward pass made."""
-        d_users, d_table, d_a, d_b = (part * (grad / ctx.count) for part in ctx.saved_tensors)
-        return d_users, d_table, None, d_a, d_b, None, None
+        d_users, d_table, d_a, d_b = (part.mul_(grad / ctx.count) for part in ctx.saved_tensors)
+        return d_users, d_table, None, d_a, d_b, None, None, None
 
 
-def full_softmax_loss(
+def softmax_loss(
     users: Tensor,
     table: Tensor,
     targets: Tensor,
     *,
-    item_provider: Tensor,
+    columns: ScoredItems,
     weights: tuple[Tensor, Tensor] | None = None,
     entries: HistoryEntries | None = None,
+    precision: Precision = "fp32",
 ) -> Tensor:
-    """Mean cross entropy of the next item against all items (Eq. 5-6), PADDING left out.
+    """Mean cross entropy of the next item against the scored items (Eq. 5-6), PADDING left out.
 
     Args:
-        users: (T, D) states that predict.
-        table: (V + 1, D) item embeddings.
+        users: (T, D) float32 states that predict.
+        table: (V + 1, D) float32 item embeddings.
         targets: (T,) int64 item_index of the item that came next.
-        item_provider: (V + 1,) int64, items numbered by provider.
+        columns: the items to tell it from: all of them, or a sample with its bias (ipsrec_train.sampling).
         weights: a and b of the history terms, (max_len,) each; None for a model without.
-        entries: what each target's history holds, T rows; None for a model without.
+        entries: what came before each target; None for a model without history terms.
+        precision: of the products of users and items and of their gradients; sums, exponentials and each target's own
+            score stay float32.
 
     Returns:
         () float32.
     """
     a, b = weights if weights is not None else (users.new_zeros(0), users.new_zeros(0))
-    loss: Tensor = FullSoftmax.apply(users, table, targets, a, b, entries, item_provider)  # type: ignore[no-untyped-call]
+    loss: Tensor = SoftmaxLoss.apply(users, table, targets, a, b, entries, columns, precision)  # type: ignore[no-untyped-call]
     return loss
+
+
+def _kernel_rows(
+    scores: Tensor,
+    target_scores: Tensor,
+    targets: Tensor,
+    *,
+    weights: tuple[Tensor, Tensor],
+    entries: HistoryEntries | None,
+    columns: ScoredItems,
+) -> _Rows:
+    """One chunk on a CPU, its rows shared out to as many threads as PyTorch has."""
+    bits = scores.view(torch.uint16).numpy() if scores.dtype == torch.bfloat16 else scores.numpy()
+    own, target = target_scores.numpy(), targets.int().numpy()
+    described, histories = kernel_columns(columns), kernel_histories(entries)
+
+    def part(here: slice) -> SoftmaxRows:
+        return softmax_gradients(
+            bits[here],
+            own[here],
+            target[here],
+            columns=described,
+            histories=TargetHistories(histories.items, histories.start[here], histories.stop[here]),
+            weights=kernel_weights(weights),
+        )
+
+    workers = min(torch.get_num_threads(), len(own))
+    cuts = np.linspace(0, len(own), workers + 1).astype(int).tolist()
+    slices = [slice(low, high) for low, high in itertools.pairwise(cuts)]
+    if workers == 1:
+        done = [part(slices[0])]
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            done = list(pool.map(part, slices))
+    return _Rows(
+        loss=sum(rows.loss for rows in done),
+        d_scores=scores,
+        d_target=torch.from_numpy(np.concatenate([rows.d_target_score for rows in done])),
+        d_a=torch.from_numpy(sum(rows.d_provider for rows in done)).float(),
+        d_b=torch.from_numpy(sum(rows.d_item for rows in done)).float(),
+    )
+
+
+def _torch_rows(
+    scores: Tensor,
+    target_scores: Tensor,
+    targets: Tensor,
+    *,
+    weights: tuple[Tensor, Tensor],
+    entries: HistoryEntries | None,
+    columns: ScoredItems,
+) -> _Rows:
+    """One chunk with PyTorch's operators, on any device."""
+    a, b = weights
+    low, scores = scores.dtype, scores.float()
+    if len(columns.bias):
+        scores += columns.bias
+    if entries is not None:
+        add_history_scores(scores, a, b, entries=entries, columns=columns)
+        target_scores = target_scores + target_history_scores(targets, a, b, entries=entries, columns=columns)
+    # The target's own column, where it has one, takes no part: its score is known apart.
+    column = columns.of_item[targets].long().unsqueeze(1)
+    has_column = column >= 0
+    column = column.clamp(min=0)
+    scores.scatter_(1, column, torch.where(has_column, float("-inf"), scores.gather(1, column)))
+    top = torch.maximum(scores.amax(1), target_scores).unsqueeze(1)
+    # The softmax in place, with one exponential for each score.
+    scores -= top
+    total = scores.exp_().sum(1, keepdim=True)  # (C, 1)
+    of_target = (target_scores.unsqueeze(1) - top).exp()
+    total += of_target
+    loss = (total.log() + top).sum() - target_scores.sum()
+    scores /= total
+    d_target = (of_target / total - 1).squeeze(1)
+    d_a, d_b = torch.zeros_like(a), torch.zeros_like(b)
+    if entries is not None:
+        d_a, d_b = history_gradients(scores, len(a), entries=entries, columns=columns)
+        same_provider, same_item = target_matches(targets, len(a), entries=entries, columns=columns)
+        d_a = d_a + (d_target.unsqueeze(1) * same_provider).sum(0)
+        d_b = d_b + (d_target.unsqueeze(1) * same_item).sum(0)
+    return _Rows(loss, scores.to(low), d_target, d_a, d_b)
 
 
 def contrastive_loss(item_users: Tensor, provider_users: Tensor, *, temperature: float, symmetric: bool) -> Tensor:

@@ -9,44 +9,55 @@ from torch.nn import functional as F
 
 from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.errors import DataError
+from ipsrec_train.caser import Caser
+from ipsrec_train.gru4rec import GRU4Rec
 from ipsrec_train.history_terms import HistoryTerms
 from ipsrec_train.ipsrec_c import IPSRecC
 from ipsrec_train.ipsrec_s import IPSRecS
 from ipsrec_train.layers import initialize
 from ipsrec_train.packed import PackedHistories
-from ipsrec_train.settings import IPSRecSettings
+from ipsrec_train.sasrec import SASRec
+from ipsrec_train.settings import (
+    CaserSettings,
+    GRU4RecSettings,
+    IPSRecSettings,
+    ModelSettings,
+    SASRecSettings,
+    SRGNNSettings,
+    settings_type,
+)
+from ipsrec_train.srgnn import SRGNN
 
-ENCODERS: dict[str, type[IPSRecS] | type[IPSRecC]] = {"ipsrec-s": IPSRecS, "ipsrec-c": IPSRecC}
+Encoder = IPSRecC | IPSRecS | SASRec | GRU4Rec | Caser | SRGNN
 
 
 class Model(nn.Module):
     """Histories in, user embeddings out; scores are dot products with item_embeddings(), plus the history terms.
 
     Args:
-        name: of the encoder, a key of ENCODERS.
-        settings: frozen settings.
+        name: of the model, a key of MODEL_SETTINGS.
+        settings: of that model.
         item_provider: (num_items + 1,) int32 provider_index of each item_index, items numbered by provider.
         num_providers: how many providers, without the padding row.
 
     Raises:
-        DataError: an unknown name.
+        DataError: an unknown name, or settings of another model.
     """
 
     item_provider: Tensor
 
-    def __init__(self, name: str, settings: IPSRecSettings, *, item_provider: np.ndarray, num_providers: int) -> None:
+    def __init__(self, name: str, settings: ModelSettings, *, item_provider: np.ndarray, num_providers: int) -> None:
         super().__init__()
-        if name not in ENCODERS:
-            raise DataError(f"model {name!r} is not known, expected one of {', '.join(ENCODERS)}")
-        if name == "ipsrec-s" and settings.co_attention != "queries":
-            raise DataError("settings: co_attention is of ipsrec-c; ipsrec-s has one stream, leave it out")
         self.name, self.settings = name, settings
         self.items = nn.Embedding(len(item_provider), settings.dim, padding_idx=PADDING)
         self.providers = nn.Embedding(num_providers + 1, settings.dim, padding_idx=PADDING)
-        self.encoder: IPSRecS | IPSRecC = ENCODERS[name](settings)
-        self.history_terms = HistoryTerms(settings.max_len) if settings.history_terms else None
+        self.encoder = make_encoder(name, settings)
+        terms = settings.history_terms
+        self.history_terms = HistoryTerms(settings.max_len, providers=terms == "all") if terms != "none" else None
         self.register_buffer("item_provider", torch.from_numpy(np.asarray(item_provider, np.int64)), persistent=False)
-        initialize(self, settings.initializer_std)
+        for table in (self.items, self.providers):
+            initialize(table, settings.initializer_std)
+        self.encoder.initialize()
 
     def item_embeddings(self) -> Tensor:
         """(num_items + 1, D) what an item is in the input and in the score: e_i, or e_i + p_provider(i)."""
@@ -75,7 +86,7 @@ class Model(nn.Module):
         providers = self.providers(provider_history.long())  # (B, L, D)
         return self.encoder.encode_last(items, providers, item_history.long(), lengths.long().clamp(min=1))
 
-    def encode_packed(self, item_embeddings: Tensor, packed: PackedHistories) -> tuple[Tensor, Tensor]:
+    def encode_packed(self, item_embeddings: Tensor, packed: PackedHistories) -> tuple[Tensor, Tensor | None]:
         """Encode every position of histories packed end to end, for training.
 
         Args:
@@ -83,9 +94,33 @@ class Model(nn.Module):
             packed: the histories; providers are the catalog's.
 
         Returns:
-            item and provider states, (R, W, D) each.
+            item and provider states, (R, W, D) each; no provider states from a model with one stream.
         """
         items = F.embedding(packed.item_history, item_embeddings)
         providers = self.providers(self.item_provider[packed.item_history])
-        states: tuple[Tensor, Tensor] = self.encoder(items, providers, packed)
+        states: tuple[Tensor, Tensor | None] = self.encoder(items, providers, packed)
         return states
+
+
+def make_encoder(name: str, settings: ModelSettings) -> Encoder:
+    """Make the encoder of a model, its weights not drawn yet.
+
+    Raises:
+        DataError: an unknown name, or settings of another model.
+    """
+    if type(settings) is not settings_type(name):
+        raise DataError(f"settings: {name} takes {settings_type(name).__name__}, found {type(settings).__name__}")
+    match settings:
+        case IPSRecSettings() if name == "ipsrec-c":
+            return IPSRecC(settings)
+        case IPSRecSettings():
+            return IPSRecS(settings)
+        case SASRecSettings():
+            return SASRec(settings)
+        case GRU4RecSettings():
+            return GRU4Rec(settings)
+        case CaserSettings():
+            return Caser(settings)
+        case SRGNNSettings():
+            return SRGNN(settings)
+    raise AssertionError(f"{name} is in MODEL_SETTINGS and has no encoder here")

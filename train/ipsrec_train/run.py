@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from ipsrec_onnx.atomic import atomic_file
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables, catalog_to_table
@@ -28,7 +29,7 @@ from ipsrec_onnx.dataset import Dataset
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.versions import package_version
 from ipsrec_train.model import Model
-from ipsrec_train.settings import IPSRecSettings, settings_for
+from ipsrec_train.settings import ModelSettings, settings_for
 from ipsrec_train.training_settings import TrainingSettings
 
 RUN_FILE, MODEL_FILE, METRICS_FILE, RESUME_FILE = "run.json", "model.safetensors", "metrics.jsonl", "resume.safetensors"
@@ -88,8 +89,8 @@ def read_run_info(folder: Path) -> dict[str, Any]:
     for name, part in (("model", str), ("settings", dict), ("training", dict), ("dataset", dict), ("versions", dict)):
         if not isinstance(info.get(name), part):
             raise DataError(f"{folder / RUN_FILE}: {name} is {info.get(name)!r}, so it is broken; train it again")
-    if "variant" not in info["settings"] or "fingerprint" not in info["dataset"]:
-        raise DataError(f"{folder / RUN_FILE} lacks the variant or the dataset's fingerprint; train it again")
+    if "max_len" not in info["settings"] or "fingerprint" not in info["dataset"]:
+        raise DataError(f"{folder / RUN_FILE} lacks max_len or the dataset's fingerprint; train it again")
     return info
 
 
@@ -106,13 +107,17 @@ def load_model(run: Run) -> tuple[Model, Catalog]:
     """Build the model of a run with the weights of its best epoch, in evaluation mode, and its catalog.
 
     Raises:
-        DataError: the weights do not fit the settings.
+        DataError: the settings are not of this model, or the weights do not fit them.
     """
     catalog = load_catalog(run.path)
     settings = run.info["settings"]
     model = Model(
         run.info["model"],
-        settings_for(settings["variant"], {name: value for name, value in settings.items() if name != "variant"}),
+        settings_for(
+            run.info["model"],
+            settings.get("variant"),
+            {name: value for name, value in settings.items() if name != "variant"},
+        ),
         item_provider=catalog.item_provider,
         num_providers=catalog.num_providers,
     )
@@ -134,7 +139,7 @@ def load_weights(model: Model, path: Path) -> None:
 
 
 def run_info(
-    model: str, settings: IPSRecSettings, training: TrainingSettings, dataset: Dataset, *, device: str
+    model: str, settings: ModelSettings, training: TrainingSettings, dataset: Dataset, *, device: str
 ) -> dict[str, Any]:
     """What is known when training starts: the content of run.json."""
     return {
@@ -173,7 +178,8 @@ def can_resume(folder: Path, info: dict[str, Any]) -> bool:
 
 def _fixed(info: dict[str, Any]) -> dict[str, Any]:
     """What a resumed run must have in common with its beginning: all but how long it may train, and where."""
-    training = {name: value for name, value in info["training"].items() if name not in ("epochs", "patience")}
+    free = {"patience"} if info["training"].get("schedule") == "linear" else {"patience", "epochs"}
+    training = {name: value for name, value in info["training"].items() if name not in free}
     return {
         "model": info["model"],
         "dataset": info["dataset"]["fingerprint"],
@@ -225,14 +231,28 @@ class Progress:
     metrics: list[dict[str, Any]]
 
 
-def save_progress(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+@dataclass(frozen=True)
+class Learning:
+    """Everything that training changes. Random numbers are not among it: each epoch has a stream of its own.
+
+    Attributes:
+        model: the weights.
+        optimizer: the moments.
+        average: moving average of the weights; None where there is none.
+    """
+
+    model: Model
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+
+
+def save_progress(folder: Path, learning: Learning, progress: Progress) -> None:
     """Write metrics.jsonl and everything that is needed to go on from here with the same result."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
+    tensors = {f"model.{name}": tensor for name, tensor in learning.model.state_dict().items()}
+    if learning.average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in learning.average.state_dict().items()}
+    for index, moments in learning.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
     with atomic_file(folder / RESUME_FILE, overwrite=True) as temporary:
         save_file(_plain(tensors), temporary, metadata={"progress": json.dumps(asdict(progress))})
     _write_metrics(folder, progress)
@@ -252,8 +272,8 @@ def _write_metrics(folder: Path, progress: Progress) -> None:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in progress.metrics), encoding="utf-8")
 
 
-def load_progress(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put model, optimizer and random state where save_progress found them.
+def load_progress(folder: Path, learning: Learning) -> Progress:
+    """Put everything that training changes where save_progress found it.
 
     Raises:
         DataError: the state is broken or belongs to another model.
@@ -263,7 +283,9 @@ def load_progress(folder: Path, model: Model, optimizer: torch.optim.Optimizer) 
         with safe_open(path, framework="pt") as opened:
             progress = Progress(**json.loads(opened.metadata()["progress"]))
         tensors = load_file(path)
-        model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        learning.model.load_state_dict(_under("model.", tensors))
+        if learning.average is not None:
+            learning.average.load_state_dict(_under("average.", tensors))
     except (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path}: training cannot go on from here: {first}; start again with --overwrite") from error
@@ -272,11 +294,12 @@ def load_progress(folder: Path, model: Model, optimizer: torch.optim.Optimizer) 
         if name.startswith("optimizer."):
             _, index, moment = name.split(".")
             state.setdefault(int(index), {})[moment] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    learning.optimizer.load_state_dict({**learning.optimizer.state_dict(), "state": state})
     return progress
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

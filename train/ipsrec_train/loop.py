@@ -1,0 +1,175 @@
+"""Epochs of training: steps over all windows, then the validation targets ranked."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ipsrec_onnx.catalog import Catalog
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.metrics import metrics_of_ranks
+from ipsrec_train.batches import Batch, Histories, Windows
+from ipsrec_train.distributed import Workers
+from ipsrec_train.history_scores import ScoredItems, scored_items
+from ipsrec_train.losses import contrastive_loss, softmax_loss
+from ipsrec_train.model import Model
+from ipsrec_train.progress import TrainingBar
+from ipsrec_train.ranking import rank_targets
+from ipsrec_train.run import Learning, Progress
+from ipsrec_train.sampling import NegativeSampler
+from ipsrec_train.training_settings import TrainingSettings
+
+CUTOFFS = (5, 10)
+
+
+class Loop:
+    """Runs epochs; holds what stays the same from one to the next.
+
+    Attributes:
+        learning: what training changes.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        learned: Histories,
+        catalog: Catalog,
+        training: TrainingSettings,
+        device: torch.device,
+        workers: Workers,
+        bar: TrainingBar,
+    ) -> None:
+        self.model, self.training, self.device, self.workers, self.bar = model, training, device, workers, bar
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+        average: AveragedModel | None = None
+        if training.average:
+            mean = get_ema_multi_avg_fn(training.average)  # type: ignore[no-untyped-call]
+            average = AveragedModel(model, multi_avg_fn=mean)
+        self.average = average
+        self.learning = Learning(model, self.optimizer, average)
+        self.windows = Windows(
+            learned, max_len=model.settings.max_len, device=device, newest=training.newest_windows or None
+        )
+        self.all_items = scored_items(model.item_provider)
+        self.sampler = NegativeSampler(catalog.popularity, training.negatives) if training.negatives else None
+
+    @property
+    def validated(self) -> Model:
+        """The model that is validated and kept: the average, or the model itself."""
+        if self.average is None:
+            return self.model
+        return cast(Model, self.average.module)
+
+    def run_epoch(self, held_out: Histories, progress: Progress) -> dict[str, Any]:
+        """Train on every window once, then rank the validation targets; gives the epoch's line of metrics.jsonl."""
+        number = progress.epoch + 1
+        started = time.perf_counter()
+        best = max((line[self.training.stop_metric] for line in progress.metrics), default=0.0)
+        loss, targets = self._train_epoch(number, note=f"best {self.training.stop_metric} {best:.4f}")
+        trained_s = time.perf_counter() - started
+        metrics = metrics_of_ranks(self._rank(held_out), CUTOFFS)
+        wall_s = time.perf_counter() - started
+        line = {"epoch": number, "loss": loss, **metrics, "targets": targets, "train_s": trained_s, "wall_s": wall_s}
+        reached = metrics[self.training.stop_metric]
+        self.bar.say(
+            f"epoch {number}: loss {loss:.4f}  {self.training.stop_metric} {reached:.4f}"
+            f"{' (best)' if reached > best else ''}  {wall_s:.1f} s"
+        )
+        return line
+
+    def _train_epoch(self, number: int, *, note: str) -> tuple[float, int]:
+        """Every window once; gives the mean loss and the number of targets."""
+        size = self.training.batch_size
+        rng = np.random.default_rng([self.training.seed, number])
+        order = rng.permutation(len(self.windows))
+        steps = math.ceil(len(order) / size)
+        total, targets = 0.0, 0
+        # A stream of random numbers for each epoch and process: a resumed run needs no state of them.
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.training.seed, number, self.workers.rank]).generate_state(1)[0])
+        )
+        self.model.train()
+        with self.bar.epoch(number, steps, note):
+            for nth, first in enumerate(range(0, len(order), size)):
+                chosen = order[first : first + size]
+                done = (number - 1) * steps + nth
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.training.learning_rate_at(done, steps=steps * self.training.epochs)
+                columns = self.all_items if self.sampler is None else self.sampler.draw(rng, self.model.item_provider)
+                loss = self.step(chosen, columns)
+                if not math.isfinite(loss):
+                    raise DataError(
+                        f"training: loss {loss} in epoch {number}; try a smaller --learning-rate or another --seed"
+                    )
+                count = self.windows.num_targets(chosen)
+                total, targets = total + loss * count, targets + count
+                self.bar.batch_done(total / targets, note)
+        return total / targets, targets
+
+    def step(self, chosen: np.ndarray, columns: ScoredItems) -> float:
+        """One step of Adam over some windows; gives the loss (Eq. 13) before it.
+
+        The windows are shared out to the processes, and there to parts that are computed one after the other; each
+        part counts by its targets, so that the gradient is that of all windows at once.
+        """
+        shares = np.array_split(chosen, self.workers.size * self.training.batch_parts)
+        count = self.windows.num_targets(chosen)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for share in shares[self.workers.rank :: self.workers.size]:
+            if len(share):
+                batch = self.windows.pack(share)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low_precision_encoder):
+                    loss = self._loss(batch, columns) * (len(batch.targets) / count)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+        self.workers.sum_gradients(self.model)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return float(self.workers.sum_array(np.array([total]), self.device)[0])
+
+    @property
+    def _low_precision_encoder(self) -> bool:
+        """On a CPU an encoder of these widths gains nothing from bfloat16: its time goes into small operators."""
+        return self.training.precision == "bf16" and self.device.type == "cuda"
+
+    def _loss(self, batch: Batch, columns: ScoredItems) -> torch.Tensor:
+        """Eq. 13 of one batch."""
+        model, settings = self.model, self.model.settings
+        table = model.item_embeddings()
+        item_states, provider_states = model.encode_packed(table, batch.histories)
+        item_states = item_states.flatten(0, 1).float()  # (R W, D)
+        terms = model.history_terms
+        loss = softmax_loss(
+            item_states[batch.at],
+            table,
+            batch.targets,
+            columns=columns,
+            weights=None if terms is None else (terms.provider_weights(), terms.item_weights()),
+            entries=None if terms is None else batch.entries,
+            precision=self.training.precision,
+        )
+        users = batch.last[batch.newest]
+        contrastive = settings.contrastive
+        if contrastive is not None and provider_states is not None and len(users):
+            contrast = contrastive_loss(
+                item_states[users],
+                provider_states.flatten(0, 1)[users],
+                temperature=contrastive.temperature,
+                symmetric=contrastive.symmetric,
+            )
+            loss = loss + contrastive.weight * contrast
+        return loss
+
+    def _rank(self, held_out: Histories) -> np.ndarray:
+        """Ranks of the validation targets, each process its share."""
+        mine = np.arange(self.workers.rank, len(held_out), self.workers.size)
+        ranks = rank_targets(self.validated, held_out, columns=self.all_items, users=mine)
+        return self.workers.sum_array(ranks, self.device)
