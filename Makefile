@@ -50,7 +50,7 @@ lint: $(TEST_BIN)/.installed
 	$(TEST_BIN)/ruff check .
 	$(TEST_BIN)/ruff format --check .
 	$(TEST_BIN)/mypy
-	PYTHONPATH=.:kernels:train:export:cli $(TEST_BIN)/lint-imports
+	PYTHONPATH=.:kernels:train:export:experiment:cli $(TEST_BIN)/lint-imports
 
 clean:
 	rm -rf $(DEMO) .venv-demo .venv-test .numba_cache
@@ -63,5 +63,5 @@ $(DEMO_BIN)/.installed: pyproject.toml constraints.txt
 
 $(TEST_BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-test
-	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,train,dev]'
+	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,train,experiment,dev]'
 	touch $@

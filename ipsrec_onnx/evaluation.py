@@ -17,13 +17,13 @@ import pyarrow as pa
 from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.cores import usable_cores
-from ipsrec_onnx.dataset import open_dataset, read_histories, split_histories
+from ipsrec_onnx.dataset import Dataset, open_dataset, read_histories, split_histories
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.histories import map_histories
 from ipsrec_onnx.id_lists import IdLists, id_lists, list_id_type
 from ipsrec_onnx.ids import find_ids, plain_ids
 from ipsrec_onnx.metrics import metrics_of_ranks
-from ipsrec_onnx.model_file import open_model_file
+from ipsrec_onnx.model_file import ModelFile, open_model_file
 from ipsrec_onnx.pipeline import map_in_order
 from ipsrec_onnx.progress import show_progress
 from ipsrec_onnx.retrieval import Ranker, build_ranker, rank_users
@@ -68,8 +68,14 @@ class EvaluationReport:
 
 
 @dataclass(frozen=True, eq=False)
-class _RankedChunk:
-    """Ranks of the targets, (n,) int64, 0 for one that was not ranked; and how many were beyond the model."""
+class HeldOutRanks:
+    """Where each user's held-out item came in the list.
+
+    Attributes:
+        ranks: (U,) int64, 1 is best; 0 for one that is not in the list. In the order of split_histories.
+        cold_users: users without an item that the model knows; they get the popular items.
+        unknown_targets: held-out items that the model does not know; they count as not found.
+    """
 
     ranks: npt.NDArray[np.int64]
     cold_users: int
@@ -110,21 +116,16 @@ def evaluate(
     if not cutoffs or min(cutoffs) < 1:
         raise ValueError(f"cutoffs are {tuple(cutoffs)}, expected one or more, each 1 or more")
     opened = open_dataset(dataset)
-    histories = read_histories(opened)
-    model_file = open_model_file(model, device=device)
-    _refuse_other_kinds(histories.schema, model_file.catalog, where=f"dataset {dataset}")
-    held_out = split_histories(histories, split)
-    ranker = build_ranker(model_file, None, top_k=max(cutoffs), keep_seen=not exclude_seen, max_per_provider=None)
-    chunks: list[_RankedChunk] = []
-    with show_progress(held_out.num_rows, what="users", show=progress) as advance:
-        rank = functools.partial(_rank_targets, ranker=ranker, where=f"dataset {dataset}")
-        slices = held_out.to_batches(max_chunksize=ranker.users_at_once(_CHUNK_ROWS))
-        ranked = map_in_order(rank, slices, threads=threads or usable_cores())
-        with contextlib.closing(ranked):
-            for chunk in ranked:
-                chunks.append(chunk)
-                advance(len(chunk.ranks))
-    ranks = np.concatenate([np.zeros(0, np.int64), *(chunk.ranks for chunk in chunks)])
+    held_out = rank_held_out(
+        open_model_file(model, device=device),
+        opened,
+        split=split,
+        depth=max(cutoffs),
+        exclude_seen=exclude_seen,
+        threads=threads,
+        progress=progress,
+    )
+    ranks = held_out.ranks
     wall_s = time.perf_counter() - started
     return EvaluationReport(
         model=str(model),
@@ -133,11 +134,57 @@ def evaluate(
         split=split,
         exclude_seen=exclude_seen,
         users=len(ranks),
-        cold_users=sum(chunk.cold_users for chunk in chunks),
-        unknown_targets=sum(chunk.unknown_targets for chunk in chunks),
+        cold_users=held_out.cold_users,
+        unknown_targets=held_out.unknown_targets,
         metrics=metrics_of_ranks(ranks, cutoffs),
         wall_s=wall_s,
         users_per_s=len(ranks) / wall_s,
+    )
+
+
+def rank_held_out(
+    model: ModelFile,
+    dataset: Dataset,
+    *,
+    split: Literal["test", "valid"],
+    depth: int,
+    exclude_seen: bool,
+    threads: int | None = None,
+    progress: bool = False,
+) -> HeldOutRanks:
+    """Rank each user's held-out item among all items, user by user: what evaluate makes its metrics of.
+
+    Args:
+        model: as open_model_file gave it.
+        dataset: as open_dataset gave it.
+        split: "test" foretells each user's last interaction, "valid" the one before it.
+        depth: length of the lists, 1 or more; a rank beyond it is 0.
+        exclude_seen: leave the items of the history out of the ranking.
+        threads: worker threads; all usable cores by default.
+        progress: report progress on stderr.
+
+    Raises:
+        DataError: the dataset is broken, or its ids are of another kind than the model's.
+        ModelFileError: the model's graph fails.
+    """
+    histories = read_histories(dataset)
+    where = f"dataset {dataset.path}"
+    _refuse_other_kinds(histories.schema, model.catalog, where=where)
+    held_out = split_histories(histories, split)
+    ranker = build_ranker(model, None, top_k=depth, keep_seen=not exclude_seen, max_per_provider=None)
+    chunks: list[HeldOutRanks] = []
+    with show_progress(held_out.num_rows, what="users", show=progress) as advance:
+        rank = functools.partial(_rank_targets, ranker=ranker, where=where)
+        slices = held_out.to_batches(max_chunksize=ranker.users_at_once(_CHUNK_ROWS))
+        ranked = map_in_order(rank, slices, threads=threads or usable_cores())
+        with contextlib.closing(ranked):
+            for chunk in ranked:
+                chunks.append(chunk)
+                advance(len(chunk.ranks))
+    return HeldOutRanks(
+        ranks=np.concatenate([np.zeros(0, np.int64), *(chunk.ranks for chunk in chunks)]),
+        cold_users=sum(chunk.cold_users for chunk in chunks),
+        unknown_targets=sum(chunk.unknown_targets for chunk in chunks),
     )
 
 
@@ -147,7 +194,7 @@ def _refuse_other_kinds(schema: pa.Schema, catalog: Catalog, *, where: str) -> N
         list_id_type(schema.field(column).type, kind=ids.type, where=f"{where}, column {column}")
 
 
-def _rank_targets(rows: pa.RecordBatch, *, ranker: Ranker, where: str) -> _RankedChunk:
+def _rank_targets(rows: pa.RecordBatch, *, ranker: Ranker, where: str) -> HeldOutRanks:
     """Rank as `ipsrec score` does, and look for each user's held-out item in the list."""
     catalog = ranker.model.catalog
     items = _fitting_lists(rows["item_history"], kind=catalog.item_ids.type, where=f"{where}, column item_history")
@@ -159,7 +206,7 @@ def _rank_targets(rows: pa.RecordBatch, *, ranker: Ranker, where: str) -> _Ranke
     target = find_ids(catalog.item_table, plain_ids(rows["target_item"], where=f"{where}, column target_item"))
     hits = (ranking.lists.item_index == target[:, None]) & (target != PADDING)[:, None]  # (n, top_k)
     ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
-    return _RankedChunk(ranks, int(ranking.cold.sum()), int(np.count_nonzero(target == PADDING)))
+    return HeldOutRanks(ranks, int(ranking.cold.sum()), int(np.count_nonzero(target == PADDING)))
 
 
 def _fitting_lists(column: pa.Array, *, kind: pa.DataType, where: str) -> IdLists:

@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": "Filter, order and split interactions into a dataset.",
     "train": "Train a model on a dataset.",
     "export": "Write the model file of a training run, through the gate.",
+    "experiment": "Run a table of models over seeds, with statistics and a report.",
     "score": "Rank candidates for every user of a Parquet file.",
     "evaluate": "HR, MRR and NDCG of a model file, by the scoring code itself.",
     "inspect": "Show what is in a model file.",
@@ -100,6 +101,10 @@ EXTRA_OF = {
     "onnxscript": "train",
     "polars": "train",
     "safetensors": "train",
+    "optuna": "experiment",
+    "scipy": "experiment",
+    "matplotlib": "experiment",
+    "jinja2": "experiment",
 }
 
 
