@@ -500,3 +500,17 @@ def test_two_processes_take_the_steps_of_one(dataset, tmp_path):
     assert [line["targets"] for line in two.metrics] == [line["targets"] for line in one.metrics]
     assert [line["loss"] for line in two.metrics] == pytest.approx([line["loss"] for line in one.metrics], rel=1e-4)
     assert two.best["ndcg@10"] == pytest.approx(one.best["ndcg@10"], abs=0.02)
+
+
+def test_validation_may_be_rarer_and_changes_no_weight(straight, dataset, tmp_path):
+    rare = run_training(dataset, tmp_path / "rare", epochs=4, validate_every=3)
+    assert [("ndcg@10" in line) for line in rare.metrics] == [False, False, True, True]
+    assert [line["loss"] for line in rare.metrics] == [line["loss"] for line in straight.metrics]
+    assert [line.get("ndcg@10") for line in rare.metrics[2:]] == [line["ndcg@10"] for line in straight.metrics[2:]]
+    assert rare.best["epoch"] in (3, 4)
+    assert run_training(dataset, tmp_path / "rare", epochs=4, validate_every=3, resume=True).metrics == rare.metrics
+
+
+def test_patience_reaches_to_the_first_validation():
+    with pytest.raises(DataError, match=r"patience is 2, expected validate_every \(3\) or more"):
+        small_training(patience=2, validate_every=3)

@@ -87,6 +87,7 @@ from ipsrec_train.settings import MODEL_SETTINGS, TERMS, VARIANTS
     "--newest-windows", type=int, help="Train on so many windows of each user, the newest.  [default: 0, all]"
 )
 @click.option("--epochs", type=int, help="Most epochs.  [default: 200]")
+@click.option("--validate-every", type=int, help="Epochs from one validation to the next.  [default: 1]")
 @click.option("--patience", type=int, help="Epochs without a better metric before it stops.  [default: 10]")
 @click.option("--stop-metric", type=click.Choice(["ndcg@10", "mrr@10"]), help="[default: ndcg@10]")
 @click.option("--seed", type=int, help="[default: 0]")

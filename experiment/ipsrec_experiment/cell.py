@@ -132,7 +132,11 @@ def _export_and_evaluate(job: Job, folder: Path, run: Any, started: float) -> No
         "epochs": len(run.metrics),
         "best_epoch": run.best["epoch"],
         "stop_metric": stop_metric,
-        "curve": [{"epoch": e["epoch"], "loss": e["loss"], stop_metric: e[stop_metric]} for e in run.metrics],
+        "curve": [
+            {"epoch": e["epoch"], "loss": e["loss"], stop_metric: e[stop_metric]}
+            for e in run.metrics
+            if stop_metric in e
+        ],
         "epoch_s": float(np.median([epoch["train_s"] for epoch in run.metrics])),
         "training_s": float(sum(trained)),
         "model_bytes": exported.bytes_written,

@@ -20,7 +20,7 @@ from ipsrec_train.losses import contrastive_loss, softmax_loss
 from ipsrec_train.model import Model
 from ipsrec_train.progress import TrainingBar
 from ipsrec_train.ranking import rank_targets
-from ipsrec_train.run import Learning, Progress
+from ipsrec_train.run import Learning, Progress, best_epoch
 from ipsrec_train.sampling import NegativeSampler
 from ipsrec_train.training_settings import TrainingSettings
 
@@ -67,20 +67,19 @@ class Loop:
         return cast(Model, self.average.module)
 
     def run_epoch(self, held_out: Histories, progress: Progress) -> dict[str, Any]:
-        """Train on every window once, then rank the validation targets; gives the epoch's line of metrics.jsonl."""
-        number = progress.epoch + 1
+        """Train on every window once, and validate where it is time; gives the epoch's line of metrics.jsonl."""
+        number, metric = progress.epoch + 1, self.training.stop_metric
         started = time.perf_counter()
-        best = max((line[self.training.stop_metric] for line in progress.metrics), default=0.0)
-        loss, targets = self._train_epoch(number, note=f"best {self.training.stop_metric} {best:.4f}")
-        trained_s = time.perf_counter() - started
-        metrics = metrics_of_ranks(self._rank(held_out), CUTOFFS)
-        wall_s = time.perf_counter() - started
-        line = {"epoch": number, "loss": loss, **metrics, "targets": targets, "train_s": trained_s, "wall_s": wall_s}
-        reached = metrics[self.training.stop_metric]
-        self.bar.say(
-            f"epoch {number}: loss {loss:.4f}  {self.training.stop_metric} {reached:.4f}"
-            f"{' (best)' if reached > best else ''}  {wall_s:.1f} s"
-        )
+        best = best_epoch(progress.metrics, metric).get(metric, 0.0)
+        loss, targets = self._train_epoch(number, note=f"best {metric} {best:.4f}")
+        line: dict[str, Any] = {"epoch": number, "loss": loss, "targets": targets}
+        line["train_s"] = time.perf_counter() - started
+        reached = ""
+        if number % self.training.validate_every == 0 or number == self.training.epochs:
+            line |= metrics_of_ranks(self._rank(held_out), CUTOFFS)
+            reached = f"{metric} {line[metric]:.4f}{' (best)' if line[metric] > best else ''}  "
+        line["wall_s"] = time.perf_counter() - started
+        self.bar.say(f"epoch {number}: loss {loss:.4f}  {reached}{line['wall_s']:.1f} s")
         return line
 
     def _train_epoch(self, number: int, *, note: str) -> tuple[float, int]:

@@ -43,7 +43,7 @@ class Run:
     Attributes:
         path: the folder.
         info: what run.json holds.
-        metrics: one dict an epoch, as in metrics.jsonl.
+        metrics: one dict an epoch, as in metrics.jsonl; validation metrics only where the epoch was validated.
     """
 
     path: Path
@@ -54,7 +54,13 @@ class Run:
     def best(self) -> dict[str, Any]:
         """The epoch whose weights model.safetensors holds."""
         metric = self.info["training"]["stop_metric"]
-        return max(self.metrics, key=lambda epoch: (epoch[metric], -epoch["epoch"]))
+        return best_epoch(self.metrics, metric)
+
+
+def best_epoch(metrics: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The epoch with the best validation metric, the first of equals; {"epoch": 0} before the first validation."""
+    validated = [epoch for epoch in metrics if metric in epoch]
+    return max(validated, key=lambda epoch: (epoch[metric], -epoch["epoch"]), default={"epoch": 0})
 
 
 def open_run(path: str | Path) -> Run:
@@ -74,8 +80,9 @@ def open_run(path: str | Path) -> Run:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / METRICS_FILE} cannot be read: {error}; train it again") from error
     metric = info["training"].get("stop_metric")
-    if not metrics or not all(isinstance(line, dict) and {"epoch", metric} <= line.keys() for line in metrics):
-        raise DataError(f"{folder / METRICS_FILE} needs a line with epoch and {metric} for each epoch; train it again")
+    whole = all(isinstance(line, dict) and "epoch" in line for line in metrics)
+    if not whole or not any(metric in line for line in metrics):
+        raise DataError(f"{folder / METRICS_FILE} needs a line with epoch for each epoch, and {metric} in one of them; train it again")
     return Run(path=folder, info=info, metrics=metrics)
 
 

@@ -18,6 +18,7 @@ from ipsrec_train.progress import TrainingBar
 from ipsrec_train.run import (
     Progress,
     Run,
+    best_epoch,
     can_resume,
     continue_run,
     load_progress,
@@ -105,7 +106,7 @@ def train(
         line = loop.run_epoch(held_out, progress)
         progress = Progress(epoch=progress.epoch + 1, metrics=[*progress.metrics, line])
         if workers.first:
-            if _best_epoch(progress, training) == progress.epoch:
+            if best_epoch(progress.metrics, training.stop_metric)["epoch"] == progress.epoch:
                 save_model(folder, loop.validated)
             save_progress(folder, loop.learning, progress)
     workers.wait()
@@ -121,11 +122,5 @@ def _refuse_missing(device: Literal["cpu", "cuda"]) -> None:
         )
 
 
-def _best_epoch(progress: Progress, training: TrainingSettings) -> int:
-    """The epoch with the best validation metric, the first of equals; 0 before the first."""
-    best = max(progress.metrics, key=lambda line: (line[training.stop_metric], -line["epoch"]), default={"epoch": 0})
-    return int(best["epoch"])
-
-
 def _out_of_patience(progress: Progress, training: TrainingSettings) -> bool:
-    return progress.epoch - _best_epoch(progress, training) >= training.patience
+    return progress.epoch - int(best_epoch(progress.metrics, training.stop_metric)["epoch"]) >= training.patience

@@ -29,7 +29,8 @@ class TrainingSettings:
         negatives: items that a step tells its targets from, drawn anew for each step (NegativeSampler); 0 is all items.
         precision: of the products of users and items, "fp32" or "bf16"; on a GPU also of the encoder.
         epochs: most epochs.
-        patience: stop after so many epochs without a better validation metric.
+        validate_every: epochs from one validation to the next; the last of `epochs` is always validated.
+        patience: stop after so many epochs without a better validation metric, at least validate_every.
         stop_metric: which metric is watched.
         seed: of weights, dropout and order.
     """
@@ -44,6 +45,7 @@ class TrainingSettings:
     negatives: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     epochs: int = 200
+    validate_every: int = 1
     patience: int = 10
     stop_metric: Metric = "ndcg@10"
     seed: int = 0
@@ -56,12 +58,18 @@ class TrainingSettings:
             "warmup_steps": 0,
             "negatives": 0,
             "epochs": 1,
+            "validate_every": 1,
             "patience": 1,
             "seed": 0,
         }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise DataError(f"settings: {name} is {getattr(self, name)}, expected {low} or more")
+        if self.patience < self.validate_every:
+            raise DataError(
+                f"settings: patience is {self.patience}, expected validate_every ({self.validate_every}) or more: "
+                "training would stop before it was validated"
+            )
         refuse_unless_positive(self, "learning_rate")
         if not 0 <= self.average < 1:
             raise DataError(f"settings: average is {self.average}, expected 0 <= average < 1")
