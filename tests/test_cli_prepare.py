@@ -123,6 +123,15 @@ def test_format_and_action_say_what_is_left_out(tmp_path, capsys, options, left_
     assert ("left out: 1 repeat merged\n" in out) == ("--merge-repeats" in options)
 
 
+def test_brackets_in_names_are_shown(tmp_path, capsys):
+    (tmp_path / "log[b].csv").write_text(TAOBAO)
+    command = ["prepare", "--format", "tmall", "--input", tmp_path / "log[b].csv", *KEEP_ALL, "--action", "click"]
+    assert ipsrec(*command, "--output", tmp_path / "d[i]") == 0
+    out = capsys.readouterr().out
+    assert "(first: log[b].csv, line 2)" in out
+    assert "d[i]" in out
+
+
 def test_recbole_takes_the_seller_unless_another_provider_is_named(tmp_path, capsys):
     (tmp_path / "shop.inter").write_text(
         "user_id:token\tseller_id:token\tbrand:token\titem_id:token\ttimestamp:float\n1\tS\tB\t5\t1\n"

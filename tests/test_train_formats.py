@@ -97,8 +97,16 @@ def test_tmall_is_the_same_under_other_names_packed_and_without_its_header(tmp_p
     assert rows(found) == [(1980536, 1266369, 9666, 20151030), (93, 2277, 7, 20151130)]
 
 
-def test_tmall_columns_are_read_by_name(tmp_path):
-    text = "time,act_ID,use_ID,cat_ID,ite_ID,sel_ID\n20151030,1,5,0,6,7\n"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "time,act_ID,use_ID,cat_ID,ite_ID,sel_ID\n20151030,1,5,0,6,7\n",
+        ",use_ID,sel_ID,ite_ID,cat_ID,act_ID,time\n0,5,7,6,0,1,20151030\n",
+        "act_ID,sel_ID,ite_ID,use_ID,time\n1,7,6,5,20151030\n",
+    ],
+    ids=["another order", "one more", "one less that is not needed"],
+)
+def test_tmall_columns_are_read_by_name(tmp_path, text):
     assert rows(read(tmp_path, "tmall", {"ijcai2016_taobao.csv": text})) == [(5, 6, 7, 20151030)]
 
 
@@ -118,6 +126,9 @@ MALFORMED_TAOBAO = [
     ("1,2,3,4,1,1446163200", "bad date"),
     ("1,2,3,4,1,", "bad date"),
     ("1,2,3,4,1,-2015103", "bad date"),
+    ("1,2,3,4,1, 2015101", "bad date"),
+    ("1,2,3,4,1,2015 1 1", "bad date"),
+    ("1,2,3,4,1,+2015101", "bad date"),
     ("1,2,3,4,2,20151030", "unknown action"),
     ("1,2,3,4,,20151030", "unknown action"),
     ("1,2,3,4,0,20151030", "other action"),
@@ -206,6 +217,7 @@ def test_tmall_of_2015_row_that_is_none_is_counted(tmp_path, line, reason):
     [
         ({"ijcai2016_taobao.csv": "user,item\n1,2\n"}, "first line is 'user,item', expected use_ID"),
         ({"ijcai2016_taobao.csv": "1,2,3,4,1\n"}, "first line is '1,2,3,4,1'"),
+        ({"ijcai2016_taobao.csv": TAOBAO_HEADER.replace("cat_ID", "time")}, "first line is 'use_ID,sel_ID,ite_ID,time"),
         ({"ijcai2016_taobao.csv": TAOBAO_HEADER}, r"no line is an interaction \(no lines\)"),
         ({"ijcai2016_taobao.csv": TAOBAO_HEADER + "1,2,3,4,0,20150701\n"}, "no line is an .*other action: 1 .*line 2"),
         ({"ijcai2016_taobao.csv": ""}, "is empty"),
@@ -352,6 +364,34 @@ def test_wechat_lines_of_the_second_file_that_are_no_use_are_counted_as_such(tmp
     assert first(found)["unusable line of feed_info.csv"] == "feed_info.csv, line 6"
 
 
+def test_wechat_texts_of_feeds_may_hold_commas_quotes_and_line_breaks(tmp_path):
+    feeds = '100,7,12,"1\n\n2, 3",,,\n101,8,30,a "b,c,"d" e,\n103,7,5,,,,\nx,9,5,,,,\n'
+    files = wechat(ACTIONS_HEADER + ACTIONS, "\ufeff" + (FEEDS_HEADER + feeds).replace("\n", "\r\n"))
+    found = read(tmp_path, "wechat", files)
+    assert rows(found) == ACTIONS_ROWS
+    assert left_out(found) == {"unusable line of feed_info.csv": 1}
+    assert first(found) == {"unusable line of feed_info.csv": "feed_info.csv, line 7"}
+
+
+@pytest.mark.parametrize("line", ["101,1,2,8", "101,1,2,8,", "101,1", ""])
+def test_wechat_feed_with_a_field_too_many_or_too_few_has_no_author(tmp_path, line):
+    feeds = f"feedid,description,authorid\n100,1 2,7\n{line}\n103,,7\n"
+    found = read(tmp_path, "wechat", wechat(ACTIONS_HEADER + ACTIONS, feeds))
+    assert rows(found) == ACTIONS_ROWS[1:]
+    assert left_out(found) == {"no author": 1, "unusable line of feed_info.csv": 1}
+    assert first(found)["unusable line of feed_info.csv"] == "feed_info.csv, line 3"
+
+
+def test_wechat_packed_is_the_same(tmp_path):
+    files = {f"{name}.gz": text for name, text in wechat(ACTIONS_HEADER + ACTIONS).items()}
+    assert rows(read(tmp_path, "wechat", files)) == ACTIONS_ROWS
+
+
+def test_wechat_quote_without_end_is_refused(tmp_path):
+    files = wechat(ACTIONS_HEADER + ACTIONS, FEEDS_HEADER + FEEDS + '104,1,5,"' + "1 2\n" * 40_000)
+    assert "feed_info.csv, near line" in refused(tmp_path, "wechat", files)
+
+
 def test_wechat_feed_with_two_authors_is_refused_or_gets_the_last(tmp_path):
     files = wechat(ACTIONS_HEADER + ACTIONS, FEEDS_HEADER + FEEDS + "100,5,,,,,\n103,7,,,,,\n")
     assert "item 100 has two providers, 5 and 7 (1 such items in all)" in refused(tmp_path, "wechat", files)
@@ -377,6 +417,10 @@ def test_wechat_rows_of_one_day_keep_the_order_of_the_file(tmp_path, rng):
         ({"feed_info.csv": FEEDS_HEADER + FEEDS}, "looked for user_action.csv .* found none"),
         (wechat("userid,feedid,date\n1,2,3\n"), "column date_ expected once"),
         (wechat(ACTIONS_HEADER + ACTIONS, "feedid,author\n1,2\n"), "column authorid expected once"),
+        (
+            wechat(ACTIONS_HEADER + ACTIONS, "feedid,authorid\n1,\r2\n"),
+            "feed_info.csv, near line 2: new-line character",
+        ),
         (wechat(ACTIONS_HEADER + ACTIONS, FEEDS_HEADER), "no line is an interaction .*no author: 3"),
     ],
 )
@@ -416,6 +460,14 @@ def test_recbole_with_the_provider_in_item_and_other_names(tmp_path):
     assert rows(found) == [("u", 10, "acme", 5), ("v", 11, "zeta", 6)]
     assert left_out(found) == {"no provider": 2, "unusable line of shop.item": 1}
     assert first(found) == {"no provider": "shop.inter, line 4", "unusable line of shop.item": "shop.item, line 5"}
+
+
+def test_recbole_packed_is_the_same(tmp_path):
+    files = {
+        "shop.inter.gz": "user_id:token\titem_id:token\ttimestamp:float\n1\t10\t5\n",
+        "shop.item.gz": "item_id:token\tseller_id:token\n10\t7\n",
+    }
+    assert rows(read(tmp_path, "recbole", files)) == [(1, 10, 7, 5)]
 
 
 def test_recbole_fields_may_have_any_name(tmp_path):
@@ -486,6 +538,11 @@ S3REC = {
 }
 
 
+def test_amazon_samples_beside_the_histories_are_not_read(tmp_path):
+    found = read(tmp_path, "amazon", S3REC | {"Toys_sample.txt": "1 20 21 22\n"})
+    assert rows(found) == rows(read(tmp_path, "amazon", S3REC, "Toys.txt"))
+
+
 @pytest.mark.parametrize("source", [".", "Toys.txt"])
 def test_amazon_brand_is_the_first_attribute_that_is_no_category(tmp_path, source):
     # 1 is the most frequent (10 and 12), 3 is a category of 12: neither is a brand.
@@ -521,6 +578,9 @@ RELEASE_ROWS = [
 RATINGS_2014 = "".join(f"{user},{item},5.0,{time}\n" for user, item, _, time in RELEASE_ROWS)
 RATINGS_2018 = "".join(f"{item},{user},5.0,{time}\n" for user, item, _, time in RELEASE_ROWS)
 RATINGS_2023 = "user_id,parent_asin,rating,timestamp\n" + RATINGS_2014
+RATINGS_BY_NAME = "timestamp,history,parent_asin,user_id\n" + "".join(
+    f"{time},B1 B2,{item},{user}\n" for user, item, _, time in RELEASE_ROWS
+)
 REVIEWS = "".join(
     json.dumps({"reviewerID": user, "asin": item, "reviewText": "Fun, \u2026", "unixReviewTime": time}) + "\n"
     for user, item, _, time in RELEASE_ROWS
@@ -540,9 +600,26 @@ META_2023 = json.dumps({"parent_asin": ASINS[0], "store": "Acme"}) + "\n"
         {"Toys.csv.gz": RATINGS_2023, "meta_Toys.jsonl": META_2023},
         {"reviews_Toys_5.json.gz": REVIEWS, "meta_Toys.json.gz": META},
         {"Toys.jsonl": REVIEWS_2023, "meta_Toys.jsonl": META_2023},
+        {"Toys.csv": RATINGS_BY_NAME, "meta_Toys.json": META},
+        {"Toys.csv": "\ufeff" + RATINGS_2023, "meta_Toys.json": META},
+        {"Toys.csv": "\ufeff" + RATINGS_2014, "meta_Toys.json": META},
+        {"Toys.json": "\ufeff" + REVIEWS, "meta_Toys.json": "\ufeff" + META},
+        {"Toys.json": REVIEWS, "meta_Toys.json": META, "readme.txt": "Toys, downloaded today"},
         {"Toys.json": REVIEWS, "meta_Toys.json": str({"asin": ASINS[0], "brand": "Acme", "title": 'it\'s "1"'}) + "\n"},
     ],
-    ids=["ratings of 2014", "ratings of 2018", "ratings of 2023", "reviews of 2014", "reviews of 2023", "dictionaries"],
+    ids=[
+        "ratings of 2014",
+        "ratings of 2018",
+        "ratings of 2023",
+        "reviews of 2014",
+        "reviews of 2023",
+        "ratings by name",
+        "ratings of 2023 with a mark",
+        "ratings of 2014 with a mark",
+        "reviews with a mark",
+        "readme",
+        "dictionaries",
+    ],
 )
 def test_amazon_releases(tmp_path, files):
     found = read(tmp_path, "amazon", files)
@@ -611,7 +688,8 @@ def test_amazon_product_with_two_brands_is_refused_or_gets_the_last(tmp_path):
         ({"readme.md": ""}, "found none of them"),
         ({"Toys.csv": "1,2,3,4\n", "meta_Toys.json": META}, "cannot tell users from items"),
         ({"Toys.csv": RATINGS_2014 + RATINGS_2018, "meta_Toys.json": META}, "cannot tell users from items"),
-        ({"Toys.txt": "1 2\n"}, r"looked for \*item2attributes\*\.json"),
+        ({"Toys.txt": "1 2\n"}, r"looked for \*_item2attributes\*\.json"),
+        ({"Toys_item2attributes.json": "{}", "other.txt": "1 2\n"}, r"Toys\.txt is not there"),
         (S3REC | {"Toys_item2attributes.json": "[1]"}, "is not one JSON object"),
         (S3REC | {"Toys_item2attributes.json": '{"1": {"a": 1}}'}, "is not one JSON object"),
         (S3REC | {"Toys_item2attributes.json": '{"1": "brand"}'}, "is not one JSON object"),
@@ -652,6 +730,16 @@ def test_dataset_says_what_it_was_made_from(tmp_path, name):
     assert files == ["catalog.parquet", "dataset.json", "histories.parquet", "providers.parquet"]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_folders_may_have_brackets_and_stars_in_their_names(tmp_path, name):
+    source = write(tmp_path / "[in]*", SMALL[name])
+    folders = [tmp_path / "[out]*", tmp_path / "out"]
+    reports = [prepare(source, folder, input_format=name, **EVERYTHING) for folder in folders]
+    assert reports[0].fingerprint == reports[1].fingerprint
+    for file in folders[1].iterdir():
+        assert file.read_bytes() == (folders[0] / file.name).read_bytes()
+
+
 @pytest.mark.parametrize(("name", "line"), [("tmall", TAOBAO_HEADER), ("twitch", "1,2,3\n"), ("recbole", "\n")])
 def test_input_of_which_nothing_can_be_used_is_refused_and_leaves_nothing(tmp_path, name, line):
     file = next(iter(SMALL[name]))
@@ -659,6 +747,31 @@ def test_input_of_which_nothing_can_be_used_is_refused_and_leaves_nothing(tmp_pa
     source = write(tmp_path / "input", {file: head + line * 5})
     with pytest.raises(DataError, match=r"no line is an interaction .*: 5 .first: .*line"):
         prepare(source, tmp_path / "dataset", input_format=name)
+    assert [path.name for path in tmp_path.iterdir()] == ["input"]
+
+
+@pytest.mark.parametrize("name", ["tmall", "wechat", "recbole"])
+def test_first_line_that_is_no_header_does_not_fill_the_screen(tmp_path, name):
+    files = SMALL[name] | {next(iter(SMALL[name])): "1,2\t3\r" * 90_000}
+    message = refused(tmp_path, name, files)
+    assert "the first line has 540000 bytes" in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("name", ["tmall", "generic"])
+def test_disk_without_room_is_not_blamed_on_the_input_alone(tmp_path, name, rng):
+    resource = pytest.importorskip("resource")
+    numbers = rng.integers(0, 1 << 60, (30_000, 2))
+    head = TAOBAO_HEADER if name == "tmall" else "user_id,x,item_id,provider_id,timestamp,y\n"
+    text = head + "".join(f"{user},1,{item},1,1,20150701\n" for user, item in numbers)
+    source = write(tmp_path / "input", {next(iter(SMALL[name])): text})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot be read, or not be copied beside the output .* is there room\?"):
+            prepare(source, tmp_path / "dataset", input_format=name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["input"]
 
 

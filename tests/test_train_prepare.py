@@ -140,6 +140,18 @@ def test_equal_times_keep_the_order_of_the_names_of_several_files(tmp_path):
     assert histories["item_history"].to_pylist() == [[3, 2, 1]]
 
 
+def test_columns_of_several_files_are_read_by_name(tmp_path):
+    for kind, write in (("csv", pa.csv.write_csv), ("parquet", pq.write_table)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write(interactions((1, 10, 7, 5)), folder / f"a.{kind}")
+        other = interactions((5, "x", 7, 11, 1), names=("timestamp", "note", "provider_id", "item_id", "user_id"))
+        write(other, folder / f"b.{kind}")
+        prepare(folder, tmp_path / f"{kind}-dataset", **EVERYTHING)
+        histories = read_histories(open_dataset(tmp_path / f"{kind}-dataset"))
+        assert histories.to_pylist() == [{"user_id": 1, "item_history": [10, 11], "provider_history": [7, 7]}]
+
+
 @pytest.mark.parametrize(
     "times",
     [

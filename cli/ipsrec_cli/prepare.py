@@ -127,7 +127,7 @@ def _print_summary(report: PrepareReport) -> None:
         table.add_column(heading, justify="right")
     for (name, before), after in zip(asdict(report.before).items(), asdict(report.after).values(), strict=True):
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.1%}")
-    console = Console()
+    console = Console(markup=False)  # names of files may have brackets
     console.print(table)
     for what in report.left_out:
         first = f" (first: {what.first})" if what.first else ""

@@ -40,7 +40,7 @@ class CodedInteractions:
 
     def scan(self) -> pl.LazyFrame:
         """All of it, lazily."""
-        return pl.scan_parquet(self.path)
+        return pl.scan_parquet(self.path, glob=False)
 
     def user_item_batches(self) -> Iterator[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]]:
         """Read the (n,) uint32 user and item codes in batches."""
@@ -60,11 +60,11 @@ def code_interactions(table: pl.LazyFrame, path: Path, *, where: Path) -> CodedI
         where: the input, for messages.
 
     Raises:
-        DataError: the input cannot be read.
+        DataError: the input cannot be read, or there is no room for the file.
     """
     ids: dict[str, pa.Array] = {}
     coded = table
-    with readable_errors(where):
+    with readable_errors(where, copied=True):
         for name in ("user", "item", "provider"):
             key = f"{name}_id"
             known = table.select(pl.col(key).unique()).collect(engine="streaming").sort(key)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipsrec_onnx.errors import DataError
-from ipsrec_train.interactions import Interactions, LeftOut, stage_interactions
+from ipsrec_train.interactions import Interactions, LeftOut, stage_interactions, unusable_lines
 from ipsrec_train.item_providers import OnProviderConflict, one_provider_each
 from ipsrec_train.json_lines import read_objects, text_of
 from ipsrec_train.text_lines import (
@@ -52,7 +52,7 @@ _ORDERS = {
     "user first": ("user_id", "item_id", "rating", "timestamp"),  # the release of 2014
     "item first": ("item_id", "user_id", "rating", "timestamp"),  # the release of 2018
 }
-_HEADER = ("user_id", "parent_asin", "rating", "timestamp")  # the release of 2023
+_HEADER = {"user_id": "user_id", "item_id": "parent_asin", "timestamp": "timestamp"}  # the release of 2023
 _LOOKED_AT = 1_000  # lines
 
 
@@ -64,23 +64,30 @@ def read_amazon(source: Path, folder: Path, *, on_conflict: OnProviderConflict) 
             Releases: a folder with one file `meta_*` (JSON lines: asin and brand; parent_asin and store in 2023) and
             one file of reviews (JSON lines: reviewerID, asin, unixReviewTime; user_id, parent_asin, timestamp in 2023)
             or of ratings (CSV without header: user, item, rating, time as in 2014, or item, user, ... as in 2018; with
-            the header of 2023). All may be packed by gzip.
+            the header of 2023). Those of the releases may be packed by gzip.
         folder: for files that are needed until the end.
         on_conflict: what to do with a product that the metadata gives several brands.
 
     Raises:
         DataError: files are missing or of another form, a product has several brands, or no line is an interaction.
     """
-    if source.suffix == ".txt" or (source.is_dir() and any(source.glob("*.txt"))):
+    # A release may have a readme.txt beside it.
+    if source.suffix == ".txt" or (any(source.glob("*.txt")) and not any(source.glob("meta*"))):
         return _read_s3rec(source, folder)
     return _read_release(source, folder, on_conflict)
 
 
 def _read_s3rec(source: Path, folder: Path) -> Interactions:
     """`<Name>.txt` and `<Name>_item2attributes.json`; timestamp = place in the history, from 0."""
-    path = choose_file(source, "*.txt")
-    pattern = "*item2attributes*.json" if source.is_dir() else f"{path.stem}_item2attributes.json"
-    providers = _s3rec_providers(choose_file(path.parent, pattern))
+    if source.is_dir():  # the attributes tell the name: S3-Rec has <Name>_sample.txt as well
+        attributes = choose_file(source, "*_item2attributes*.json")
+        name = f"{attributes.stem.replace('_item2attributes', '')}.txt"
+        path = choose_file(source / name, name)
+    else:
+        path = choose_file(source, source.name)
+        name = f"{path.stem}_item2attributes.json"
+        attributes = choose_file(path.with_name(name), name)
+    providers = _s3rec_providers(attributes)
     words = pl.col("line").fill_null("").str.extract_all(r"\S+")
     # A line without items becomes one row, to be counted: what explode makes of an empty list is a setting of polars.
     items = pl.when(words.list.len() > 1).then(words.list.slice(1)).otherwise(pl.concat_list(pl.lit("")))
@@ -133,8 +140,7 @@ def _read_release(source: Path, folder: Path, on_conflict: OnProviderConflict) -
     """Reviews or ratings with metadata."""
     path, metadata = _release_files(source)
     if path.name.lower().endswith(_CSV_SUFFIXES):
-        names, header = _ratings_order(path)
-        take = {name: name for name in names if name != "rating"}
+        names, take, header = _ratings_order(path)
         table = scan_fields(path, names, take, separator=",", header=header).with_columns(
             timestamp=integer("timestamp"), broken=~pl.col("fields_fit")
         )
@@ -172,16 +178,16 @@ def _release_files(source: Path) -> tuple[Path, Path]:
     return choose_file(others[0]), choose_file(metadata[0])
 
 
-def _ratings_order(path: Path) -> tuple[tuple[str, ...], bool]:
-    """Names of the columns of a ratings file, and whether it has a header."""
+def _ratings_order(path: Path) -> tuple[tuple[str, ...], dict[str, str], bool]:
+    """Names of the columns of a ratings file, our name -> its name, and whether it has a header."""
     with open_lines(path) as lines:
         rows = [
-            tuple(line.decode("utf-8", "replace").rstrip("\r\n").split(","))
+            tuple(line.decode("utf-8", "replace").rstrip("\r\n").removeprefix("\ufeff").split(","))
             for line in itertools.islice(lines, _LOOKED_AT)
         ]
-    if rows[:1] == [_HEADER]:
-        return _ORDERS["user first"], True
-    pairs = [row[:2] for row in rows if len(row) == len(_HEADER)]
+    if rows and all(rows[0].count(name) == 1 for name in _HEADER.values()):
+        return rows[0], _HEADER, True
+    pairs = [row[:2] for row in rows if len(row) == len(_ORDERS["user first"])]
     counts = {
         order: sum(
             bool(_REVIEWER.fullmatch(pair[names.index("user_id")]) and _PRODUCT.fullmatch(pair[names.index("item_id")]))
@@ -192,11 +198,11 @@ def _ratings_order(path: Path) -> tuple[tuple[str, ...], bool]:
     likely = [order for order, count in counts.items() if count]
     if len(likely) != 1:
         raise DataError(
-            f"{path}: cannot tell users from items in the first lines (like {rows[:1]}), expected "
+            f"{path}: cannot tell users from items in the first lines (like {str(rows[:1])[:200]}), expected "
             "user,item,rating,time or item,user,rating,time with Amazon's own ids; give the file a header and use "
             "--format generic"
         )
-    return _ORDERS[likely[0]], False
+    return _ORDERS[likely[0]], {name: name for name in _HEADER}, False
 
 
 def _scan_reviews(path: Path, target: Path) -> pl.LazyFrame:
@@ -212,7 +218,7 @@ def _scan_reviews(path: Path, target: Path) -> pl.LazyFrame:
                 for column, field in zip(zip(*batch, strict=True), _REVIEWS_SCHEMA, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=_REVIEWS_SCHEMA))
-    return pl.scan_parquet(target)
+    return pl.scan_parquet(target, glob=False)
 
 
 def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
@@ -250,6 +256,4 @@ def _brands(path: Path, on_conflict: OnProviderConflict) -> tuple[pl.LazyFrame, 
         schema={"item_id": pl.String, "provider_id": pl.String, "row": pl.UInt32},
     )
     brands, conflicts = one_provider_each(pairs, on_conflict=on_conflict, where=path)
-    what = f"unusable line of {path.name}"
-    side = (LeftOut(what, len(unusable), f"{path.name}, line {unusable[0]}"),) if unusable else ()
-    return brands, side, conflicts
+    return brands, unusable_lines(path, len(unusable), next(iter(unusable), None)), conflicts

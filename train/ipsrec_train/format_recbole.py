@@ -13,7 +13,7 @@ import polars as pl
 
 from ipsrec_onnx.errors import DataError
 from ipsrec_train.interaction_files import Columns, readable_errors
-from ipsrec_train.interactions import Interactions, LeftOut, stage_interactions
+from ipsrec_train.interactions import Interactions, LeftOut, stage_interactions, unusable_lines
 from ipsrec_train.item_providers import OnProviderConflict, one_provider_each
 from ipsrec_train.plain_columns import plain_columns
 from ipsrec_train.text_lines import (
@@ -34,7 +34,7 @@ def read_recbole(source: Path, folder: Path, *, columns: Columns, on_conflict: O
     """Read atomic files. Tokens are int64 or string as in the generic format: int64 if every value is a plain number.
 
     Args:
-        source: the folder of one `.inter` file, or that file.
+        source: the folder of one `.inter` file, or that file; may be packed by gzip.
         folder: for files that are needed until the end.
         columns: names of the fields. The provider is taken from `.inter`, and from `.item` if it is not there.
         on_conflict: what to do with an item that `.item` gives several providers.
@@ -43,7 +43,7 @@ def read_recbole(source: Path, folder: Path, *, columns: Columns, on_conflict: O
         DataError: a file or field is missing, a field is of another type, an item of `.item` has several providers, or
             no line is an interaction.
     """
-    path = choose_file(source, "*.inter")
+    path = choose_file(source, "*.inter", "*.inter.gz")
     fields = _header(path)
     for name, field in columns.names.items():
         if name != "provider_id":
@@ -99,10 +99,11 @@ def _item_providers(
     path: Path, inter_fields: dict[str, str], columns: Columns, on_conflict: OnProviderConflict
 ) -> tuple[pl.LazyFrame, tuple[LeftOut, ...], int]:
     """item_id and provider_id from the `.item` file; its unusable lines; its items with several providers."""
-    items = path.with_suffix(".item")
-    if not items.exists():
+    name = path.name.removesuffix(".gz").removesuffix(".inter") + ".item"
+    items = next((file for file in (path.with_name(name), path.with_name(f"{name}.gz")) if file.exists()), None)
+    if items is None:
         raise DataError(
-            f"{path}: field {columns.provider} is missing, found {list(inter_fields)}, and there is no {items.name} "
+            f"{path}: field {columns.provider} is missing, found {list(inter_fields)}, and there is no {name} "
             "beside it; name the right field with --provider-column"
         )
     fields = _header(items)
@@ -115,5 +116,4 @@ def _item_providers(
         rows, first = table.filter(~fits).select(pl.len(), pl.col("row").min()).collect().row(0)
         pairs = table.filter(fits & (pl.col("provider_id") != ""))
         providers, conflicts = one_provider_each(pairs, on_conflict=on_conflict, where=items)
-    unusable = (LeftOut(f"unusable line of {items.name}", rows, f"{items.name}, line {first}"),) if rows else ()
-    return providers, unusable, conflicts
+    return providers, unusable_lines(items, rows, first), conflicts

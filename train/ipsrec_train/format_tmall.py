@@ -34,7 +34,7 @@ class _Log:
     """How one of the two logs is written.
 
     Attributes:
-        columns: in the usual order; read by name.
+        columns: as published; a file without its header has them in this order.
         user, item, provider, action, day: what the columns are called.
         actions: what each code means.
         day_start: put before a day to make it YYYYMMDD.
@@ -89,7 +89,11 @@ def read_tmall(source: Path, folder: Path, *, action: Action = "buy") -> Interac
     header = not all(name.removeprefix("-").isdecimal() for name in names)
     if not header and len(names) == len(_IJCAI16.columns):
         names = list(_IJCAI16.columns)
-    logs = [log for log in (_IJCAI16, _IJCAI15) if sorted(log.columns) == sorted(names)]
+    logs = [
+        log
+        for log in (_IJCAI16, _IJCAI15)
+        if all(names.count(name) == 1 for name in (log.user, log.item, log.provider, log.action, log.day))
+    ]
     if not logs:
         raise DataError(
             f"{path}: the first line is {','.join(names)[:200]!r}, expected {','.join(_IJCAI16.columns)} (IJCAI-16) "
@@ -99,16 +103,21 @@ def read_tmall(source: Path, folder: Path, *, action: Action = "buy") -> Interac
     wanted = [code for code, meaning in log.actions.items() if action in (meaning, "all")]
     # Some copies of the log without a year have lost the leading zero of May to September.
     day = pl.lit(log.day_start) + pl.col("day").str.zfill(4) if log.day_start else pl.col("day")
+    number = day.cast(pl.Int64, strict=False)
     ids = {"user_id": log.user, "item_id": log.item, "provider_id": log.provider}
     take = {**ids, "action": log.action, "day": log.day}
     lines = scan_fields(path, names, take, separator=",", header=header).select(
         "row",
         *(integer(name) for name in ids),
-        timestamp=day.cast(pl.Int64, strict=False),
+        timestamp=number,
         left_out=why_left_out(
             (WRONG_FIELDS, ~pl.col("fields_fit")),
             *integer_id_checks(*ids),
-            ("bad date", (day.str.len_bytes() != 8) | day.str.to_date("%Y%m%d", strict=False).is_null()),
+            # The number as well: to_date takes blanks for zeros.
+            (
+                "bad date",
+                (day.str.len_bytes() != 8) | number.is_null() | day.str.to_date("%Y%m%d", strict=False).is_null(),
+            ),
             ("unknown action", ~integer("action").is_in(list(log.actions))),
             ("other action", ~integer("action").is_in(wanted)),
         ),

@@ -64,13 +64,12 @@ class InteractionFiles:
             only: scan this file alone; `row` then counts in it.
         """
         files = [only] if only is not None else list(self.files)
-        if self.kind == "csv":
-            table = pl.scan_csv(files, infer_schema=False, glob=False, row_index_name=_ROW)
-        else:
-            table = pl.scan_parquet(
-                files, glob=False, hive_partitioning=False, extra_columns="ignore", row_index_name=_ROW
-            )
-        return table.select(*(pl.col(column).alias(name) for name, column in self.columns.names.items()), row=_ROW)
+        ours = [pl.col(column).alias(name) for name, column in self.columns.names.items()]
+        if self.kind == "csv":  # a scan each: one of several CSV files takes columns by their place
+            tables = [pl.scan_csv(file, infer_schema=False, glob=False).select(ours) for file in files]
+            return pl.concat(tables).with_row_index("row")
+        table = pl.scan_parquet(files, glob=False, hive_partitioning=False, extra_columns="ignore", row_index_name=_ROW)
+        return table.select(*ours, row=_ROW)
 
 
 def find_interactions(source: str | Path, columns: Columns) -> InteractionFiles:
@@ -157,10 +156,20 @@ def _refuse_type(found: pl.DataType, name: str, *, where: str) -> None:
 
 
 @contextlib.contextmanager
-def readable_errors(where: Path) -> Iterator[None]:
-    """Turn what polars says about an unreadable file into one DataError line."""
+def readable_errors(where: Path, *, copied: bool = False) -> Iterator[None]:
+    """Turn what polars says about an unreadable file into one DataError line.
+
+    Args:
+        where: the file.
+        copied: what is read is written at the same time: polars does not say which of the two failed.
+    """
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
         said = " ".join(str(error).split())[:300]
+        if copied:
+            what = (
+                f"{where} cannot be read, or not be copied beside the output ({said}); is it whole, and is there room?"
+            )
+            raise DataError(what) from error
         raise DataError(f"{where} cannot be read ({said}); is it whole, and what its name says?") from error

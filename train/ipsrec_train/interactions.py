@@ -46,6 +46,11 @@ class Interactions:
     provider_conflicts: int = 0
 
 
+def unusable_lines(path: Path, rows: int, first: int | None) -> tuple[LeftOut, ...]:
+    """What is said of a second file: how many of its lines are no use, and the number of the first."""
+    return (LeftOut(f"unusable line of {path.name}", rows, f"{path.name}, line {first}"),) if rows else ()
+
+
 def stage_interactions(
     lines: pl.LazyFrame, source: Path, folder: Path, *, side: tuple[LeftOut, ...] = (), conflicts: int = 0
 ) -> Interactions:
@@ -60,15 +65,15 @@ def stage_interactions(
         conflicts: items that had several providers in a second file.
 
     Raises:
-        DataError: the file cannot be read, or no line of it is an interaction.
+        DataError: the file cannot be read, there is no room for the copy, or no line of it is an interaction.
     """
     staged = folder / _STAGED_FILE
     columns = ("user_id", "item_id", "provider_id", "timestamp", "row", "left_out")
-    with readable_errors(source):
+    with readable_errors(source, copied=True):
         # In the order of the file, so that ids of neighbours stay neighbours and compress.
         lines.select(columns).sink_parquet(staged, compression="lz4", row_group_size=1 << 20)
         reasons = (
-            pl.scan_parquet(staged)
+            pl.scan_parquet(staged, glob=False)
             .group_by("left_out")
             .agg(pl.len().alias("rows"), pl.col("row").min().alias("first"))
             .collect(engine="streaming")
@@ -82,5 +87,5 @@ def stage_interactions(
         raise DataError(
             f"{source}: no line is an interaction ({found or 'no lines'}); is this the right file and format?"
         )
-    table = pl.scan_parquet(staged).filter(pl.col("left_out").is_null()).drop("left_out")
+    table = pl.scan_parquet(staged, glob=False).filter(pl.col("left_out").is_null()).drop("left_out")
     return Interactions(source, table, tuple(left_out), conflicts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        text = line.decode("utf-8").strip()
+        text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8").strip()
         try:
             found = json.loads(text)
         except ValueError:

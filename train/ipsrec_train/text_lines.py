@@ -18,6 +18,8 @@ NO_INTEGER = "id is not an integer"
 NOT_UTF8 = "not UTF-8"
 BAD_TIME = "bad time"
 
+_LONGEST_FIRST_LINE = 1 << 14  # bytes; a longer one is no header, and would fill a screen as part of a message
+
 # Splits nothing: a line is one value, and is split later, where a wrong number of fields is no error of the whole file.
 _NO_SEPARATOR = "\x01"
 
@@ -68,10 +70,15 @@ def first_line(path: Path) -> str:
     """The first line of a file without its end and without a byte order mark.
 
     Raises:
-        DataError: the file cannot be read, or has no line.
+        DataError: the file cannot be read, has no line, or one that is too long for a header.
     """
     with open_lines(path) as lines:
         for line in lines:
+            if len(line) > _LONGEST_FIRST_LINE:
+                raise DataError(
+                    f"{path}: the first line has {len(line)} bytes, expected at most {_LONGEST_FIRST_LINE}; is this "
+                    "text with line ends, unpacked or packed by gzip?"
+                )
             return line.decode("utf-8", "replace").rstrip("\r\n").removeprefix("\ufeff")
     raise DataError(f"{path} has no line; expected lines of interactions")
 
