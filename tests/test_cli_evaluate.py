@@ -30,6 +30,15 @@ def test_evaluate_prints_a_table_or_json(
     assert report["split"] == "test"
 
 
+def test_brackets_in_a_name_are_no_markup(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model_file(tmp_path / "m[bold].onnx")
+    dataset = write_dataset(tmp_path / "d[red]", model, *random_histories(model, rng, 8))
+    assert run("evaluate", "--model", model.path, "--dataset", dataset, "--quiet") == 0
+    assert "m[bold].onnx on" in (out := capsys.readouterr().out.replace("\n", "")) and "d[red]" in out
+
+
 def test_evaluate_refuses_what_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model_file(tmp_path / "m.onnx")
     assert run("evaluate", "--model", model.path, "--dataset", tmp_path) == 1

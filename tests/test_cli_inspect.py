@@ -35,6 +35,12 @@ def test_inspect_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["settings"]["max_len"] == 6
 
 
+def test_brackets_in_a_name_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_model_file(tmp_path / "m[bold].onnx")
+    assert run("inspect", model.path) == 0
+    assert "m[bold].onnx" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 def test_string_ids_are_called_string(kind: pa.DataType) -> None:
     assert _id_type(pa.array(["a"], kind)) == "string"

@@ -87,7 +87,7 @@ def _print_summary(report: EvaluationReport, cutoffs: tuple[int, ...]) -> None:
     for cutoff in cutoffs:
         values = (report.metrics[f"{metric}@{cutoff}"] for metric in ("hr", "mrr", "ndcg"))
         table.add_row(str(cutoff), *(f"{value:.4f}" for value in values))
-    console = Console()
+    console = Console(markup=False)  # names of files may have brackets
     console.print(Text(f"{report.model} on {report.dataset}, {report.split} split"), soft_wrap=True)
     console.print(table)
     console.print(

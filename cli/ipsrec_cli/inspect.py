@@ -59,7 +59,7 @@ def _print_summary(found: dict[str, Any]) -> None:
     for section in ("settings", "training", "gate"):
         table.add_section()
         table.add_row(section, _section(found[section]))
-    console = Console()
+    console = Console(markup=False)  # names of files may have brackets
     console.print(Text(f"Model file {found['path']}"), soft_wrap=True)
     console.print(table)
 

@@ -154,7 +154,7 @@ def _print_summary(report: ScoreReport) -> None:
     ):
         if count or always:
             table.add_row(Text(name), f"{count:,}")
-    console = Console()
+    console = Console(markup=False)  # names of files may have brackets
     console.print(Text(f"Candidates {report.output}"), soft_wrap=True)
     console.print(table)
     console.print(f"{report.wall_s:,.1f} s, {report.users_per_s:,.0f} users/s", highlight=False)
