@@ -13,7 +13,7 @@ class TrainingBar:
     """Bar over the batches of an epoch, with the running loss and the best metric so far."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(stderr=True, quiet=quiet, markup=False)
         self._live = self._console.is_terminal and not quiet
         self._bar = Progress(
             TextColumn("{task.description}"),
