@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 
 import click
 import numpy as np
@@ -70,6 +73,14 @@ def test_every_option_reaches_the_run(dataset, tmp_path, capfd):
         "--patience": 3,
         "--stop-metric": "mrr@10",
         "--seed": 11,
+        "--schedule": "linear",
+        "--warmup-steps": 2,
+        "--average": 0.5,
+        "--negatives": 40,
+        "--precision": "bf16",
+        "--batch-parts": 2,
+        "--newest-windows": 3,
+        "--validate-every": 2,
     }
     flat = [part for pair in options.items() for part in pair]
     assert train(dataset, tmp_path / "run", *flat, "--variant", "released", epochs=1) == 0
@@ -95,7 +106,31 @@ def test_every_option_reaches_the_run(dataset, tmp_path, capfd):
         "patience": 3,
         "stop_metric": "mrr@10",
         "seed": 11,
+        "schedule": "linear",
+        "warmup_steps": 2,
+        "average": 0.5,
+        "negatives": 40,
+        "precision": "bf16",
+        "batch_parts": 2,
+        "newest_windows": 3,
+        "validate_every": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("gru4rec", {"--hidden-dim": 12}),
+        ("caser", {"--window": 4, "--horizontal-filters": 3, "--vertical-filters": 2}),
+        ("sr-gnn", {"--steps": 2}),
+    ],
+)
+def test_options_of_the_baselines_reach_the_run(dataset, tmp_path, capfd, model, options):
+    command = ["train", "--dataset", dataset, "--output", tmp_path / "run", "--model", model, "--quiet"]
+    flat = [part for pair in options.items() for part in pair]
+    assert ipsrec(*command, "--max-len", 10, "--dim", 8, "--threads", 1, "--epochs", 1, *flat) == 0
+    settings = run_info(tmp_path / "run")["settings"]
+    assert {f"--{name.replace('_', '-')}": value for name, value in settings.items()}.items() >= options.items()
 
 
 def said_default(text, model, variant):
@@ -175,6 +210,10 @@ def test_refusals_are_one_line_and_exit_code_1(dataset, tmp_path, capfd):
         (["--resume", "--seed", 3], "the run to resume has seed 0, now it is 3"),
         (["--overwrite", "--dim", 15], "dim 15 does not split into 2 heads"),
         (["--overwrite", "--seed", -1], "seed is -1"),
+        (["--overwrite", "--seed", 2**64], f"seed is {2**64}, expected at most"),
+        (["--overwrite", "--average", 1], "average is 1.0"),
+        (["--overwrite", "--negatives", -1], "negatives is -1"),
+        (["--overwrite", "--model", "gru4rec"], "gru4rec has no setting 'inner_dim'; it has "),
         (["--overwrite", "--learning-rate", 0], "learning_rate is 0.0"),
         (["--overwrite", "--window", 5], "ipsrec-c has no setting 'window'; it has "),
         (["--overwrite", "--model", "sasrec", "--variant", "paper"], "sasrec has no variants, found 'paper'"),
@@ -187,6 +226,21 @@ def test_refusals_are_one_line_and_exit_code_1(dataset, tmp_path, capfd):
         assert err.count("\n") == 1
         assert words in err
     assert train(dataset, tmp_path / "run", "--overwrite", epochs=1) == 0
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_talks(dataset, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("from ipsrec_cli.main import main\nmain()\n", encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    options = ["--dataset", dataset, "--output", tmp_path / "run", *SMALL, "--epochs", 1, "--json"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "train", *map(str, options)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["output"] == str(tmp_path / "run")
+    assert done.stderr.count("epoch 1") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -28,6 +28,9 @@ def columns_of(items, *, bias=None):
     )
 
 
+WHOLE = columns_of(np.arange(1, ITEMS + 1))
+
+
 def lists_of(rng, rows):
     lists = [rng.integers(1, ITEMS + 1, length).tolist() for length in rng.integers(0, AGES + 1, rows)]
     if rows > 1:
@@ -174,18 +177,38 @@ def test_a_row_with_a_score_that_is_no_finite_number_has_rank_zero(rng, bad):
         ),
         ({"histories": TargetHistories(np.ones(3, np.int32), np.zeros(2, np.int64), np.full(2, 4))}, "outside the 3"),
         ({"histories": NOBODY}, "0 starts and 0 stops of histories for 2 rows"),
+        (
+            {"histories": TargetHistories(np.array([1, 91], np.int32), np.zeros(2, np.int64), np.full(2, 2))},
+            r"items\[1\] is 91, expected 0..90",
+        ),
+        ({"scores": np.zeros((2, ITEMS))}, "scores is float64 with 2 axes, expected float32"),
+        ({"scores": np.zeros((2, ITEMS - 1), np.float32)}, r"of_item\[90\] is 89, expected -1..88"),
+        ({"weights": TermWeights(np.ones(6, np.float32), np.ones(5, np.float32))}, "6 weights of providers for 5 of"),
+        ({"weights": TermWeights(np.ones(6), np.ones(6))}, "provider is float64 with 1 axes, expected float32"),
+        ({"columns": WHOLE._replace(begin=WHOLE.begin[:-1])}, "7 begins and 8 ends of providers, expected as many"),
+        ({"columns": WHOLE._replace(end=WHOLE.end + np.int32(1))}, r"end\[7\] is 91, expected 0..90"),
+        (
+            {"columns": WHOLE._replace(item_provider=WHOLE.item_provider * 2)},
+            r"item_provider\[\d+\] is 8, expected 0..7",
+        ),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(rng, change, message):
+@pytest.mark.parametrize("face", ["gradients", "ranks"])
+def test_arrays_that_do_not_fit_are_refused(rng, face, change, message):
+    if face == "ranks" and "bias" in message:
+        pytest.skip("a rank has no bias")
     _, histories = lists_of(rng, 2)
     given = {
+        "scores": np.zeros((2, ITEMS), np.float32),
         "targets": np.array([1, 2], np.int32),
+        "weights": weights_of(rng),
         "columns": columns_of(np.arange(1, ITEMS + 1)),
         "histories": histories,
         **change,
     }
-    targets = given.pop("targets")
+    scores, targets = given.pop("scores"), given.pop("targets")
     with pytest.raises(ValueError, match=message):
-        softmax_gradients(
-            np.zeros((2, ITEMS), np.float32), np.zeros(2, np.float32), targets, weights=weights_of(rng), **given
-        )
+        if face == "ranks":
+            target_ranks(scores, targets, **given)
+        else:
+            softmax_gradients(scores, np.zeros(2, np.float32), targets, **given)

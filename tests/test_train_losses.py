@@ -6,6 +6,7 @@ import pytest
 import torch
 from training_data import ITEMS, MAX_LEN, catalog_providers
 
+from ipsrec_onnx.errors import DataError
 from ipsrec_train import losses
 from ipsrec_train.history_scores import HistoryEntries, scored_items
 from ipsrec_train.history_terms import HistoryTerms
@@ -19,6 +20,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 def scores_at_once(monkeypatch):
     def change(scores: int) -> None:
         monkeypatch.setattr(losses, "SCORES_AT_ONCE", {"cpu": scores})
+        monkeypatch.setattr(losses, "ROWS_AT_ONCE", 1)
 
     return change
 
@@ -114,6 +116,26 @@ def test_one_target_and_fewer_scores_at_once_than_items(engine, rng, scores_at_o
         users.astype(np.float64), table, targets, **case, a=a, b=b, histories=histories
     )
     np.testing.assert_allclose(found["loss"], expected["loss"], **CLOSE)
+
+
+def test_a_catalog_of_any_size_has_several_targets_at_once(rng, monkeypatch):
+    monkeypatch.setattr(losses, "SCORES_AT_ONCE", {"cpu": 1})
+    real, rows = losses._kernel_rows, []
+
+    def recorded(scores, *arguments, **options):
+        rows.append(len(scores))
+        return real(scores, *arguments, **options)
+
+    monkeypatch.setattr(losses, "_kernel_rows", recorded)
+    users, table, targets, _ = random_case(rng, targets=2 * losses.ROWS_AT_ONCE + 3)
+    loss_and_gradients(users, table, targets, item_provider=catalog_providers())
+    assert rows == [losses.ROWS_AT_ONCE, losses.ROWS_AT_ONCE, 3]
+
+
+def test_items_in_another_order_than_by_provider_are_refused():
+    for wrong in ([0, 2, 1], [0, 1, 0]):
+        with pytest.raises(DataError, match="items are not numbered by provider; make the dataset again"):
+            scored_items(torch.tensor(wrong))
 
 
 def test_padding_gets_no_probability_and_no_gradient(engine, rng):

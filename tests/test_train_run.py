@@ -141,6 +141,15 @@ def test_a_broken_text_file_of_a_run_is_refused(run, name, text):
     one_line(refused)
 
 
+@pytest.mark.parametrize(("name", "value"), [("max_len", [5]), ("dropout", "low"), ("dim", None)])
+def test_a_setting_of_a_run_that_is_of_another_type_is_refused(run, name, value):
+    opened = open_run(run)
+    opened.info["settings"][name] = value
+    with pytest.raises(DataError, match=f"run.json: a value is of the wrong type: {name} is ") as refused:
+        load_model(opened)
+    one_line(refused)
+
+
 def test_a_broken_catalog_is_refused(run):
     (run / "catalog.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match="the run's catalog cannot be read") as refused:

@@ -12,6 +12,7 @@ from ipsrec_train.settings import (
     IPSRecSettings,
     settings_for,
 )
+from ipsrec_train.training_settings import TrainingSettings
 
 IPSRECS = ("ipsrec-c", "ipsrec-s")
 BASELINES = sorted(set(MODEL_SETTINGS) - set(IPSRECS))
@@ -136,3 +137,43 @@ def test_an_unknown_model_is_refused():
 def test_an_unknown_variant_is_refused():
     with pytest.raises(DataError, match="variant 'published', expected one of recommended, paper, released"):
         IPSRecSettings(variant="published")
+
+
+def rates(steps, **changes):
+    """The learning rate of each step, in units of the highest."""
+    training = TrainingSettings(learning_rate=0.5, **changes)
+    return [2 * training.learning_rate_at(step, steps=steps) for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"warmup_steps": 4}, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]),
+        ({"schedule": "linear"}, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ({"schedule": "linear", "warmup_steps": 2}, [1 / 2, 1, 1, 3 / 4, 2 / 4, 1 / 4]),
+        ({"schedule": "linear", "warmup_steps": 12}, [1 / 12, 2 / 12, 3 / 12, 4 / 12, 5 / 12, 6 / 12]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls_in_straight_lines(changes, expected):
+    assert rates(6, **changes) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_parts": 0}, "batch_parts is 0, expected 1 or more"),
+        ({"newest_windows": -1}, "newest_windows is -1, expected 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps is -1, expected 0 or more"),
+        ({"negatives": -1}, "negatives is -1, expected 0 or more"),
+        ({"validate_every": 0}, "validate_every is 0, expected 1 or more"),
+        ({"average": 1.0}, "average is 1.0, expected 0 <= average < 1"),
+        ({"average": float("nan")}, "average is nan"),
+        ({"schedule": "cosine"}, "schedule 'cosine', expected constant or linear"),
+        ({"precision": "fp16"}, "precision 'fp16', expected fp32 or bf16"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, expected at most 9223372036854775807"),
+    ],
+)
+def test_a_way_to_train_that_makes_no_sense_is_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        TrainingSettings(**change)

@@ -334,6 +334,14 @@ def test_a_run_does_not_go_on_with_other_settings(straight, dataset, changes, me
     assert (straight.path / "run.json").read_bytes() == before
 
 
+def test_a_run_of_a_version_without_a_setting_does_not_go_on(dataset, tmp_path):
+    run = run_training(dataset, tmp_path / "run", epochs=1)
+    del run.info["training"]["negatives"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run.info))
+    with pytest.raises(DataError, match="was begun by a version without negatives, so it cannot go on; start again"):
+        run_training(dataset, tmp_path / "run", epochs=2, resume=True)
+
+
 def test_a_run_does_not_go_on_with_other_data(straight, tmp_path):
     other = make_dataset(tmp_path, np.random.default_rng(3))
     with pytest.raises(DataError, match=r"the run to resume has dataset [0-9a-f]{64}, now it is [0-9a-f]{64}"):

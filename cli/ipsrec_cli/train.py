@@ -117,6 +117,7 @@ def train(
     """
     from ipsrec_cli.main import print_json
     from ipsrec_train.config import read_config
+    from ipsrec_train.distributed import first_process
     from ipsrec_train.train import train as run_training
 
     if resume and overwrite:
@@ -134,6 +135,8 @@ def train(
         overwrite=overwrite,
         quiet=quiet,
     )
+    if not first_process():
+        return
     best = run.best
     if as_json:
         print_json(

@@ -17,7 +17,14 @@ from numba import njit
 
 from ipsrec_kernels.array_types import Float32Array, Float64Array, Int32Array
 from ipsrec_kernels.check import check_array, check_range
-from ipsrec_kernels.target_rows import Columns, TargetHistories, TermWeights, add_terms, check_histories
+from ipsrec_kernels.target_rows import (
+    Columns,
+    TargetHistories,
+    TermWeights,
+    add_terms,
+    check_columns,
+    check_histories,
+)
 
 # Reordered sums let LLVM use whole vectors; no NaN and no infinity gets here (the faces' scores are finite).
 _FAST = {"reassoc", "nsz", "arcp", "contract", "nnan"}
@@ -75,16 +82,19 @@ def softmax_gradients(
         ValueError: arrays do not fit each other.
     """
     rows = len(scores)
+    check_array("scores", scores, dtype=np.uint16 if scores.dtype == np.uint16 else np.float32, ndim=2)
     check_array("target_scores", target_scores, dtype=np.float32)
     check_array("targets", targets, dtype=np.int32)
     check_range("targets", targets, low=1, high=len(columns.of_item) - 1)
     if not rows == len(target_scores) == len(targets):
         raise ValueError(f"scores have {rows} rows for {len(targets)} targets with {len(target_scores)} scores")
+    check_columns(columns, width=scores.shape[1])
+    check_array("bias", columns.bias, dtype=np.float32)
     if columns.bias.size not in (0, scores.shape[1]):
         raise ValueError(
             f"bias has {columns.bias.size} numbers for {scores.shape[1]} columns, expected as many or none"
         )
-    check_histories(histories, weights, rows=rows)
+    check_histories(histories, weights, rows=rows, num_items=len(columns.of_item) - 1)
     d_target = np.zeros(rows, np.float32)
     d_provider, d_item = np.zeros(len(weights.provider)), np.zeros(len(weights.item))
     kernel = _bfloat16_rows if scores.dtype == np.uint16 else _float32_rows

@@ -10,7 +10,14 @@ from numba import njit
 
 from ipsrec_kernels.array_types import Float32Array, Int32Array, Int64Array
 from ipsrec_kernels.check import check_array, check_range
-from ipsrec_kernels.target_rows import Columns, TargetHistories, TermWeights, add_terms, check_histories
+from ipsrec_kernels.target_rows import (
+    Columns,
+    TargetHistories,
+    TermWeights,
+    add_terms,
+    check_columns,
+    check_histories,
+)
 
 
 def target_ranks(
@@ -31,13 +38,15 @@ def target_ranks(
     Raises:
         ValueError: arrays do not fit each other.
     """
+    check_array("scores", scores, dtype=np.float32, ndim=2)
     check_array("targets", targets, dtype=np.int32)
     check_range("targets", targets, low=1, high=len(columns.of_item) - 1)
     if len(targets) != len(scores):
         raise ValueError(f"scores have {len(scores)} rows for {len(targets)} targets")
+    check_columns(columns, width=scores.shape[1])
     if (columns.of_item[targets] < 0).any():
         raise ValueError("a target has no column of its own")
-    check_histories(histories, weights, rows=len(scores))
+    check_histories(histories, weights, rows=len(scores), num_items=len(columns.of_item) - 1)
     ranks = np.zeros(len(scores), np.int64)
     _rank_rows(scores, columns.of_item[targets], columns, histories, weights, ranks)
     return ranks

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from numba import njit
 
 from ipsrec_kernels.array_types import Float32Array, Int32Array, Int64Array
+from ipsrec_kernels.check import check_array, check_range
 
 
 class Columns(NamedTuple):
@@ -56,14 +58,50 @@ class TermWeights(NamedTuple):
     item: Float32Array
 
 
-def check_histories(histories: TargetHistories, weights: TermWeights, *, rows: int) -> None:
-    """Refuse histories that the weights or the rows do not fit.
+def check_columns(columns: Columns, *, width: int) -> None:
+    """Refuse columns that rows of this many scores, or each other, do not fit.
 
     Raises:
-        ValueError: another number of histories than rows, one that lies outside the items, or one too long.
+        ValueError: another dtype, another number of items or providers, or a column or provider that is not there.
     """
+    for name in ("of_item", "begin", "end", "item_provider"):
+        check_array(name, getattr(columns, name), dtype=np.int32)
+    items, providers = len(columns.of_item), len(columns.begin)
+    if len(columns.item_provider) != items or len(columns.end) != providers:
+        raise ValueError(
+            f"columns of {items} and providers of {len(columns.item_provider)} items, {providers} begins and "
+            f"{len(columns.end)} ends of providers, expected as many"
+        )
+    check_range("of_item", columns.of_item, low=-1, high=width - 1)
+    check_range("begin", columns.begin, low=0, high=width)
+    check_range("end", columns.end, low=0, high=width)
+    check_range("item_provider", columns.item_provider, low=0, high=providers - 1)
+
+
+def check_histories(histories: TargetHistories, weights: TermWeights, *, rows: int, num_items: int) -> None:
+    """Refuse histories that the weights, the rows or the items do not fit.
+
+    Args:
+        histories: one a row.
+        weights: by age.
+        rows: how many.
+        num_items: an item_index in a history is at most this.
+
+    Raises:
+        ValueError: another dtype or number of histories, one that lies outside the items, or one too long.
+    """
+    for name in ("provider", "item"):
+        check_array(name, getattr(weights, name), dtype=np.float32)
+    if len(weights.provider) != len(weights.item):
+        raise ValueError(
+            f"{len(weights.provider)} weights of providers for {len(weights.item)} of items, expected as many"
+        )
     if not len(weights.provider):
         return
+    check_array("items", histories.items, dtype=np.int32)
+    check_range("items", histories.items, low=0, high=num_items)
+    for name in ("start", "stop"):
+        check_array(name, getattr(histories, name), dtype=np.int64)
     start, stop = histories.start, histories.stop
     if not rows == len(start) == len(stop):
         raise ValueError(f"{len(start)} starts and {len(stop)} stops of histories for {rows} rows, expected as many")

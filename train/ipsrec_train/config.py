@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ipsrec_onnx.errors import DataError
-from ipsrec_train.settings import ModelSettings, settings_for, settings_type
+from ipsrec_train.settings import ModelSettings, refuse_other_types, settings_for, settings_type
 from ipsrec_train.training_settings import TrainingSettings
 
 
@@ -67,23 +67,12 @@ def read_config(path: Path | None, *, model: str | None, variant: str | None, ch
         raise DataError(f"{path}: unknown name {wrong[0]!r} in [training], expected {', '.join(sorted(of_training))}")
     settings = {**read.get("settings", {}), **_given(changes, set(changes) - of_training)}
     for holder, values in ((settings_type(name), settings), (TrainingSettings, training)):
-        _refuse_other_types(holder, values, where=path)
+        refuse_other_types(holder, values, where=path or "settings")
     return Config(
         model=name,
         settings=settings_for(name, chosen, settings),
         training=TrainingSettings(**training),
     )
-
-
-def _refuse_other_types(holder: type[ModelSettings | TrainingSettings], values: dict[str, Any], *, where: Any) -> None:
-    """A value has the type of its default; a whole number may stand where a fraction may."""
-    for field in dataclasses.fields(holder):
-        wanted, value = type(field.default), values.get(field.name, field.default)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise DataError(
-                f"{where or 'settings'}: a value is of the wrong type: {field.name} is {value!r}, "
-                f"expected {wanted.__name__}"
-            )
 
 
 def _given(changes: dict[str, Any], names: set[str]) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class Workers:
             distributed.barrier()
 
 
+def first_process() -> bool:
+    """Is this the process that writes and talks? Always where there is one."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
 def join_workers(device: str) -> tuple[Workers, torch.device]:
     """Read what torchrun says of this process and join the others; alone without torchrun.
 
@@ -78,6 +83,8 @@ def join_workers(device: str) -> tuple[Workers, torch.device]:
     place = torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
     if size == 1:
         return Workers(), place
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # or every process would wait for the others on the first GPU
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     return Workers(rank=distributed.get_rank(), size=size), place

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ipsrec_kernels.target_rows import Columns, TargetHistories, TermWeights
+from ipsrec_onnx.errors import DataError
 
 
 class HistoryEntries(NamedTuple):
@@ -74,6 +75,9 @@ def scored_items(
         item_provider: (num_items + 1,) integers, on the device where scores are made.
         items: (N,) ascending item_index; all items where None.
         bias: (N,) float32 to add to every row.
+
+    Raises:
+        DataError: items are not numbered by provider.
     """
     device = item_provider.device
     providers = item_provider.int()
@@ -82,6 +86,8 @@ def scored_items(
     of_item[columns] = torch.arange(len(columns), dtype=torch.int32, device=device)
     every = torch.arange(int(providers.max()) + 1, dtype=torch.int32, device=device)
     of_column = providers[columns].contiguous()
+    if bool((of_column[1:] < of_column[:-1]).any()):  # searchsorted would give ranges of other providers
+        raise DataError("catalog: items are not numbered by provider; make the dataset again with `ipsrec prepare`")
     return ScoredItems(
         items=columns,
         bias=torch.zeros(0, device=device) if bias is None else bias,

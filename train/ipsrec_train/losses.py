@@ -32,6 +32,9 @@ Precision = Literal["fp32", "bf16"]
 
 # Scores held at once, targets x items. Small enough to stay near the caches of a CPU, large enough for its GEMM.
 SCORES_AT_ONCE = {"cpu": 2_000_000, "cuda": 200_000_000}
+# Rows at once all the same: each chunk reads and adds to the whole item table, and a product of few rows is bound by
+# memory. Over 1.1 million items on one core, 128 rows at once took a third of the time of 16 (and that a third of 1).
+ROWS_AT_ONCE = 128
 
 
 class _Rows(NamedTuple):
@@ -73,11 +76,14 @@ class SoftmaxLoss(torch.autograd.Function):
         d_a, d_b = torch.zeros_like(a), torch.zeros_like(b)
         loss = users.new_zeros(())
         chunk_rows = _kernel_rows if users.device.type == "cpu" else _torch_rows
-        chunk = max(1, SCORES_AT_ONCE[users.device.type] // max(1, len(items)))
+        chunk = max(ROWS_AT_ONCE, SCORES_AT_ONCE[users.device.type] // max(1, len(items)))
+        # Written over by each chunk: fresh memory of this size would cost as much as the products.
+        scores = low_users.new_empty(min(chunk, len(users)), len(items))  # (C, N)
+        change = torch.empty_like(low_items)  # (N, D)
         for start in range(0, len(users), chunk):
             here = slice(start, start + chunk)
             rows = chunk_rows(
-                low_users[here] @ low_items.T,  # (C, N)
+                torch.mm(low_users[here], low_items.T, out=scores[: len(low_users[here])]),
                 target_scores[here],
                 targets[here],
                 weights=(a, b),
@@ -89,7 +95,7 @@ class SoftmaxLoss(torch.autograd.Function):
             if number == torch.float32:
                 d_items.addmm_(rows.d_scores.T, low_users[here])
             else:
-                d_items += rows.d_scores.T @ low_users[here]
+                d_items += torch.mm(rows.d_scores.T, low_users[here], out=change)
             d_target[here] = rows.d_target
             d_a += rows.d_a
             d_b += rows.d_b

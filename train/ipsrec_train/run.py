@@ -3,7 +3,7 @@
     run.json             model, settings, data fingerprint, versions; what is known when training starts
     model.safetensors    weights of the best epoch so far
     metrics.jsonl        one line an epoch: loss, validation metrics, seconds
-    resume.safetensors   weights, optimizer and random state after the last whole epoch
+    resume.safetensors   weights, optimizer and moving average after the last whole epoch
     catalog.parquet, providers.parquet    of the dataset, so that a run can be exported without it
 
 Every file is replaced whole. Weights are safetensors: reading them runs no code.
@@ -29,7 +29,7 @@ from ipsrec_onnx.dataset import Dataset
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.versions import package_version
 from ipsrec_train.model import Model
-from ipsrec_train.settings import ModelSettings, settings_for
+from ipsrec_train.settings import ModelSettings, refuse_other_types, settings_for, settings_type
 from ipsrec_train.training_settings import TrainingSettings
 
 RUN_FILE, MODEL_FILE, METRICS_FILE, RESUME_FILE = "run.json", "model.safetensors", "metrics.jsonl", "resume.safetensors"
@@ -82,7 +82,10 @@ def open_run(path: str | Path) -> Run:
     metric = info["training"].get("stop_metric")
     whole = all(isinstance(line, dict) and "epoch" in line for line in metrics)
     if not whole or not any(metric in line for line in metrics):
-        raise DataError(f"{folder / METRICS_FILE} needs a line with epoch for each epoch, and {metric} in one of them; train it again")
+        raise DataError(
+            f"{folder / METRICS_FILE} needs a line with epoch for each epoch, and {metric} in one of them; "
+            "train it again"
+        )
     return Run(path=folder, info=info, metrics=metrics)
 
 
@@ -117,14 +120,12 @@ def load_model(run: Run) -> tuple[Model, Catalog]:
         DataError: the settings are not of this model, or the weights do not fit them.
     """
     catalog = load_catalog(run.path)
-    settings = run.info["settings"]
+    name, variant = run.info["model"], run.info["settings"].get("variant")
+    settings = {setting: value for setting, value in run.info["settings"].items() if setting != "variant"}
+    refuse_other_types(settings_type(name), settings, where=run.path / RUN_FILE)
     model = Model(
-        run.info["model"],
-        settings_for(
-            run.info["model"],
-            settings.get("variant"),
-            {name: value for name, value in settings.items() if name != "variant"},
-        ),
+        name,
+        settings_for(name, variant, settings),
         item_provider=catalog.item_provider,
         num_providers=catalog.num_providers,
     )
@@ -171,9 +172,14 @@ def can_resume(folder: Path, info: dict[str, Any]) -> bool:
     before = read_run_info(folder)
     old, new = _fixed(before), _fixed(info)
     for name in new:
-        if old.get(name) != new[name]:
+        if name not in old:
             raise DataError(
-                f"{folder}: the run to resume has {name} {old.get(name)}, now it is {new[name]}; "
+                f"{folder}: the run to resume was begun by a version without {name}, so it cannot go on; "
+                "start again with --overwrite"
+            )
+        if old[name] != new[name]:
+            raise DataError(
+                f"{folder}: the run to resume has {name} {old[name]}, now it is {new[name]}; "
                 "ask for the same, or start again with --overwrite"
             )
     if (folder / RESUME_FILE).is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from ipsrec_onnx.errors import DataError
@@ -247,6 +248,22 @@ def settings_type(model: str) -> type[ModelSettings]:
     if model not in MODEL_SETTINGS:
         raise DataError(f"model {model!r} is not known, expected one of {', '.join(MODEL_SETTINGS)}")
     return MODEL_SETTINGS[model]
+
+
+def refuse_other_types(holder: type[Any], values: dict[str, Any], *, where: Path | str) -> None:
+    """Refuse a value that has another type than its default; a whole number may stand where a fraction may.
+
+    Args:
+        holder: dataclass of settings, each with a default.
+        values: by name, as read from TOML or JSON.
+        where: they were read, for messages.
+    """
+    for field in dataclasses.fields(holder):
+        wanted, value = type(field.default), values.get(field.name, field.default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise DataError(
+                f"{where}: a value is of the wrong type: {field.name} is {value!r}, expected {wanted.__name__}"
+            )
 
 
 def refuse_unless_positive(settings: object, *names: str) -> None:

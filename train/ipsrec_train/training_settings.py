@@ -11,6 +11,8 @@ from ipsrec_train.settings import refuse_unless_positive
 Metric = Literal["ndcg@10", "mrr@10"]
 Schedule = Literal["constant", "linear"]
 
+LARGEST_SEED = 2**63 - 1  # what torch takes
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -70,6 +72,8 @@ class TrainingSettings:
                 f"settings: patience is {self.patience}, expected validate_every ({self.validate_every}) or more: "
                 "training would stop before it was validated"
             )
+        if self.seed > LARGEST_SEED:
+            raise DataError(f"settings: seed is {self.seed}, expected at most {LARGEST_SEED}")
         refuse_unless_positive(self, "learning_rate")
         if not 0 <= self.average < 1:
             raise DataError(f"settings: average is {self.average}, expected 0 <= average < 1")
