@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipsrec_onnx.cores import cgroup_cores, usable_cores
 from ipsrec_onnx.errors import ExecutionProviderError
-from ipsrec_onnx.versions import how_to_install, package_version
+from ipsrec_onnx.versions import NOT_INSTALLED, how_to_install, package_version
 
 if TYPE_CHECKING:  # doctor must run where onnxruntime is missing
     from ipsrec_onnx.session import Device
@@ -22,7 +22,6 @@ CPU_WHEEL, GPU_WHEEL = "onnxruntime", "onnxruntime-gpu"
 
 _PACKAGES = ("ipsrec-onnx", "numpy", "numba", "pyarrow", CPU_WHEEL, GPU_WHEEL)
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_NOT_INSTALLED = "not installed"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def doctor(device: Device | None = None) -> dict[str, Any]:
 
 def wheel_problems(versions: dict[str, str]) -> list[Problem]:
     """Both wheels install the same module, and the one installed last wins; none is no better."""
-    installed = [name for name in (CPU_WHEEL, GPU_WHEEL) if versions[name] != _NOT_INSTALLED]
+    installed = [name for name in (CPU_WHEEL, GPU_WHEEL) if versions[name] != NOT_INSTALLED]
     if len(installed) == 2:
         return [
             Problem(
@@ -122,7 +121,7 @@ def cache_problems(cache: Path) -> list[Problem]:
 
 def cuda_problems(versions: dict[str, str], execution_providers: list[str]) -> list[Problem]:
     """Why CUDA would not start, the first cause first."""
-    if versions[GPU_WHEEL] == _NOT_INSTALLED:
+    if versions[GPU_WHEEL] == NOT_INSTALLED:
         return [
             Problem(
                 f"CUDA is asked for, but {GPU_WHEEL} is not installed; execution providers: {execution_providers}",

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+NOT_INSTALLED = "not installed"
+
 
 def package_version(name: str) -> str:
     """Version of an installed distribution; "not installed" where there is none."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def how_to_install(extra: str, *, or_else: str | None = None) -> str:
     """Advice for one line of an error: installs this package with an extra, as README does.
 
     Args:
-        extra: of pyproject.toml, "cpu", "gpu" or "train".
+        extra: of pyproject.toml: "cpu", "gpu", "train" or "experiment".
         or_else: an extra that may be meant instead.
     """
     choice = "" if or_else is None else f" (or '.[{or_else}]')"

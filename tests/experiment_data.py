@@ -60,19 +60,19 @@ def make_plan(folder: Path, text: str = PLAN) -> Plan:
 
 
 def make_cell(row: Row, seed: int, ranks: dict[str, npt.NDArray[np.int64]], *, fingerprint: str) -> dict[str, object]:
-    """What cell.json would hold; the curve rises to epoch 2."""
+    """What cell.json would hold; validated every second epoch, the curve rises to epoch 4."""
     return {
         "row": row.name,
         "seed": seed,
         "model": row.model,
         "settings": {"max_len": 10},
-        "training": {"epochs": 3, "seed": seed},
+        "training": {"epochs": 6, "seed": seed},
         "parameters": 1234,
-        "epochs": 3,
-        "best_epoch": 2,
+        "epochs": 6,
+        "best_epoch": 4,
         "stop_metric": "ndcg@10",
         "curve": [
-            {"epoch": 1 + at, "loss": 3.0 - at, "ndcg@10": 0.1 * (1 + seed) + lift}
+            {"epoch": 2 + 2 * at, "loss": 3.0 - at, "ndcg@10": 0.1 * (1 + seed) + lift}
             for at, lift in enumerate((0.0, 0.02, 0.01))
         ],
         "epoch_s": 2.0,
@@ -108,11 +108,13 @@ def make_result(row: Row, rng: np.random.Generator, *, users: int, seeds: int, g
     return RowResult(row.name, row, cells, ranks)  # type: ignore[arg-type]
 
 
-def write_cells(folder: Path, plan: Plan, dataset: Dataset, *, users: int, seeds: dict[str, int]) -> None:
-    """Finished cells of an experiment's folder; the second row is better than the first."""
+def write_cells(
+    folder: Path, plan: Plan, dataset: Dataset, *, users: int, seeds: dict[str, int], good: float = 0.3
+) -> None:
+    """Finished cells of an experiment's folder; the first row finds a share `good`, the second 0.3 more."""
     for number, row in enumerate(plan.rows):
         for seed in range(seeds[row.name]):
-            ranks = random_ranks(np.random.default_rng([number, seed]), users, good=0.3 + 0.3 * number)
+            ranks = random_ranks(np.random.default_rng([number, seed]), users, good=good + 0.3 * number)
             place = cell_folder(folder, row, seed)
             place.mkdir(parents=True)
             write_ranks(place / RANKS_FILE, ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_summary_and_json_say_what_is_there(finished, dataset, capfd):
     assert json.loads(capfd.readouterr().out) == {"output": str(folder), "cells": 2, "missing": 0, "failures": []}
 
 
-def test_the_report_names_the_command_without_the_places_of_files(finished, dataset, capfd):
+def test_the_report_names_the_command_without_the_places_of_files(finished, dataset, monkeypatch):
     folder, plan = finished
     assert ipsrec("experiment", "--dataset", dataset, "--output", folder, "--plan", plan, "--seeds", 1, "--quiet") == 0
     command = json.loads((folder / "report.json").read_text())["what"]["command"]
@@ -39,6 +40,11 @@ def test_the_report_names_the_command_without_the_places_of_files(finished, data
     assert command == expected
     assert ipsrec("experiment", "--dataset", dataset, "--output", folder, "--plan", plan, "--report-only") == 0
     assert json.loads((folder / "report.json").read_text())["what"]["command"] == expected
+    monkeypatch.chdir(folder)
+    again = ["--plan", Path("..") / plan.name, "--seeds", 1, "--paper-figures", "tmall", "--quiet"]
+    assert ipsrec("experiment", "--dataset", dataset, "--output", folder, *again) == 0
+    command = json.loads((folder / "report.json").read_text())["what"]["command"]
+    assert command == expected.replace(" --output", " --paper-figures tmall --output")
 
 
 def test_refusals_are_one_line_and_exit_code_1(finished, dataset, capfd):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -58,3 +59,17 @@ def test_groups_split_all_users_by_length_and_by_the_next_items_provider(dataset
         (length,) = [name for name, users in groups["length"].groups.items() if users[user]]
         ends = [int(end) for end in length.rstrip("+").split(" to ")]
         assert ends[0] <= len(history) and (length.endswith("+") or len(history) <= ends[-1])
+
+
+def test_an_item_without_a_provider_is_not_of_a_new_one(dataset):
+    histories, targets = histories_of(dataset, "test")
+    provider = dataset.catalog.item_provider.copy()
+    provider[: len(provider) // 2] = 0
+    some = dataclasses.replace(dataset, catalog=dataclasses.replace(dataset.catalog, item_provider=provider))
+    groups = user_groups(some, "test")["provider"].groups
+    expected = [
+        target not in history and provider[target] == 0 for history, target in zip(histories, targets, strict=True)
+    ]
+    assert any(expected)
+    assert groups["new, without a provider"].tolist() == expected
+    assert sum(users.astype(int) for users in groups.values()).tolist() == [1] * len(histories)

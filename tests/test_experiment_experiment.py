@@ -14,11 +14,19 @@ from experiment_data import PLAN, make_plan, write_cells, write_plan
 from training_data import USERS, make_dataset
 
 from ipsrec_experiment.experiment import EXPERIMENT_FILE, experiment
+from ipsrec_experiment.plan import read_plan
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.evaluation import evaluate
+from ipsrec_train.train import train
 
-TIMES = ("epoch_s", "training_s", "model_bytes")  # the file holds the seconds of the best epoch
+GOOD = ["A", "B + terms"]
+# A row between them that cannot be trained, so that what the others do beside it is seen without a training more.
+WITH_BAD = PLAN.replace(
+    PLAN[PLAN.rindex("[[rows]]") :],
+    '[[rows]]\nname = "Bad"\nmodel = "sasrec"\ntraining = { learning_rate = 1e30 }\n\n'
+    + PLAN[PLAN.rindex("[[rows]]") :],
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,35 +34,85 @@ def dataset(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("data"), np.random.default_rng(2))
 
 
-def without_times(report):
-    """A report as a repetition must give it."""
-    if isinstance(report, dict):
-        return {name: without_times(part) for name, part in report.items() if name not in TIMES}
-    return [without_times(part) for part in report] if isinstance(report, list) else report
-
-
 def read_report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def straight(dataset, tmp_path_factory):
-    """An experiment of two rows, one seed, in one go."""
-    folder = tmp_path_factory.mktemp("straight")
-    plan = write_plan(folder)
-    result = experiment(dataset, folder / "report", plan=plan, seeds=1, jobs=2, quiet=True)
-    assert (result.cells, result.missing, result.failures) == (2, 0, [])
-    return folder / "report"
+def killed(dataset, tmp_path_factory):
+    """An experiment of three rows, killed twice at work on the first; how each kill ended, and the folder."""
+    folder = tmp_path_factory.mktemp("killed")
+    plan = write_plan(folder, WITH_BAD)
+    folder = folder / "report"
+    command = ["experiment", "--dataset", dataset, "--output", folder, "--plan", plan, "--seeds", 1, "--models", "A"]
+    program = f"from ipsrec_cli.main import main; main({[str(part) for part in [*command, '--quiet']]!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    codes = []
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen([sys.executable, "-c", program], env=environment)
+        wait_for(lambda: cells_at_work(folder) and any(folder.glob("runs/*/*/metrics.jsonl")))
+        process.send_signal(stop)
+        codes.append(process.wait(60))
+        wait_for(lambda: not cells_at_work(folder))
+    return codes, folder
+
+
+@pytest.fixture(scope="module")
+def ran(killed, dataset):
+    """What that experiment gave back when it went on to its end; its second row cannot be trained."""
+    folder = killed[1]
+    return experiment(dataset, folder, plan=folder.parent / "plan.toml", seeds=1, jobs=2, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def finished_run(ran):
+    """Its folder."""
+    return ran.output
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_evaluate_on_the_exported_file(straight, dataset):
-    report = read_report(straight)
-    assert [row["name"] for row in report["rows"]] == ["A", "B + terms"]
+def test_a_killed_experiment_leaves_no_process_and_goes_on_to_what_an_unbroken_training_gives(
+    killed, finished_run, dataset, tmp_path
+):
+    codes, _ = killed  # waited for until no process was left
+    assert codes == [143, -9]
+    config = read_plan(finished_run.parent / "plan.toml").row("A").config(seed=0)
+    unbroken = train(
+        dataset,
+        tmp_path / "run",
+        model=config.model,
+        settings=config.settings,
+        training=config.training,
+        threads=1,
+        quiet=True,
+    )
+    (run,) = (finished_run / "runs" / "a").iterdir()
+    assert (run / "model.safetensors").read_bytes() == (unbroken.path / "model.safetensors").read_bytes()
+    (row,) = [row for row in read_report(finished_run)["rows"] if row["name"] == "A"]
+    assert row["curve"]["mean"] == [epoch["ndcg@10"] for epoch in unbroken.metrics]
+
+
+@pytest.mark.slow
+def test_a_row_that_cannot_be_trained_is_one_line_and_the_others_go_on(ran):
+    assert (ran.cells, ran.missing) == (2, 1)
+    (failure,) = ran.failures
+    assert failure.title == "Bad, seed 0"
+    assert "\n" not in failure.reason and "learning-rate" in failure.reason
+    assert failure.log.is_file()
+    report = read_report(ran.output)
+    assert [row["name"] for row in report["rows"]] == GOOD
+    assert (report["what"]["rows"], report["what"]["rows_with_cells"]) == (3, 2)
+    assert (ran.output / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_evaluate_on_the_exported_file(finished_run, dataset):
+    report = read_report(finished_run)
+    assert [row["name"] for row in report["rows"]] == GOOD
     for row, slug in zip(report["rows"], ("a", "b-terms"), strict=True):
         for protocol in ("kept", "excluded"):
             for split in ("test", "valid"):
-                model = straight / "cells" / slug / "seed-0" / "model.onnx"
+                model = finished_run / "cells" / slug / "seed-0" / "model.onnx"
                 expected = evaluate(model, dataset, split=split, exclude_seen=protocol == "excluded", threads=1)
                 found = {name: metric["mean"] for name, metric in row["metrics"][split][protocol].items()}
                 assert found == expected.metrics
@@ -63,31 +121,17 @@ def test_figures_are_those_of_evaluate_on_the_exported_file(straight, dataset):
 
 
 @pytest.mark.slow
-def test_a_second_run_does_nothing_and_gives_the_same_report(straight, dataset):
-    before = (straight / "report.json").read_bytes()
-    runs = {path: path.stat().st_mtime_ns for path in (straight / "cells").rglob("*") if path.is_file()}
-    result = experiment(dataset, straight, plan=straight.parent / "plan.toml", seeds=1, jobs=2, quiet=True)
-    assert (result.cells, result.missing) == (2, 0)
-    assert (straight / "report.json").read_bytes() == before
-    assert {path: path.stat().st_mtime_ns for path in runs} == runs
-
-
-@pytest.mark.slow
-def test_a_killed_experiment_leaves_no_process_and_goes_on_to_the_same_report(straight, dataset, tmp_path):
-    folder = tmp_path / "report"
-    plan = straight.parent / "plan.toml"
-    command = ["experiment", "--dataset", dataset, "--output", folder, "--plan", plan, "--seeds", 1, "--jobs", 2]
-    program = f"from ipsrec_cli.main import main; main({[str(part) for part in [*command, '--quiet']]!r})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for stop, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
-        process = subprocess.Popen([sys.executable, "-c", program], env=environment)
-        wait_for(lambda: cells_at_work(folder) and any(folder.glob("runs/*/*/metrics.jsonl")))
-        process.send_signal(stop)
-        assert process.wait(60) == code
-        wait_for(lambda: not cells_at_work(folder))
-    result = experiment(dataset, folder, plan=plan, seeds=1, jobs=2, quiet=True)
+def test_a_second_run_does_nothing_and_gives_the_same_report(finished_run, dataset):
+    before = read_report(finished_run)
+    runs = {path: path.stat().st_mtime_ns for path in (finished_run / "cells").rglob("*") if path.is_file()}
+    logs = {path: path.read_bytes() for path in (finished_run / "logs").iterdir()}
+    plan = finished_run.parent / "plan.toml"
+    result = experiment(dataset, finished_run, plan=plan, models=GOOD, seeds=1, jobs=2, quiet=True)
     assert (result.cells, result.missing, result.failures) == (2, 0, [])
-    assert without_times(read_report(folder)) == without_times(read_report(straight))
+    after = read_report(finished_run)
+    assert all(after[name] == before[name] for name in after if name != "what")  # fewer rows were asked for
+    assert {path: path.read_bytes() for path in (finished_run / "logs").iterdir()} == logs
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
 
 
 def wait_for(happened, *, seconds=60.0):
@@ -106,25 +150,6 @@ def cells_at_work(folder):
         except OSError:  # it has ended, or is somebody else's
             continue
     return logs
-
-
-@pytest.mark.slow
-def test_a_row_that_cannot_be_trained_is_one_line_and_the_others_go_on(dataset, tmp_path):
-    text = PLAN.replace(
-        "num_layers = 1, inner_dim = 16 }\n\n",
-        "num_layers = 1, inner_dim = 16 }\ntraining = { learning_rate = 1e30 }\n\n",
-        1,
-    )
-    result = experiment(dataset, tmp_path / "report", plan=write_plan(tmp_path, text), seeds=1, jobs=2, quiet=True)
-    assert (result.cells, result.missing) == (1, 1)
-    (failure,) = result.failures
-    assert failure.title == "A, seed 0"
-    assert "\n" not in failure.reason and "learning-rate" in failure.reason
-    assert failure.log.is_file()
-    report = read_report(tmp_path / "report")
-    assert [row["name"] for row in report["rows"]] == ["B + terms"]
-    assert report["best_baseline"] == {"kept": None, "excluded": None}
-    assert (tmp_path / "report" / "report.html").is_file()
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ def test_rows_are_picked_by_their_name_or_their_models_in_the_plans_order(tmp_pa
         ('name = "A"', 'name = "B + Terms"', "row 'B \\+ terms': expected a name of its own"),
         ('name = "A"', 'name = "counting"', "row 'counting': expected a name of its own"),
         ('name = "A"\n', "", "row 1 has no name"),
+        ('name = "A"', 'name = "A\\nB"', "found a line break"),
         ('model = "sasrec"\n', "", "row 'A' has no model"),
         ('model = "sasrec"', 'model = "bert"', "row 'A': .*bert"),
         ('variant = "recommended"', 'variant = "best"', "row 'B \\+ terms': .*best"),

@@ -40,9 +40,10 @@ def scoring_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bin_folder
 
 
-def test_the_base_and_cpu_install_has_no_torch_and_no_onnx(scoring_machine, tmp_path):
-    for module in ("torch", "onnx", "polars", "pandas"):
-        assert run(scoring_machine / "python", "-c", f"import {module}", cwd=tmp_path).returncode == 1
+def test_the_base_and_cpu_install_has_nothing_of_training_and_experiments(scoring_machine, tmp_path):
+    for module in ("torch", "onnx", "polars", "pandas", "optuna", "matplotlib", "jinja2", "scipy"):
+        refused = run(scoring_machine / "python", "-c", f"import {module}", cwd=tmp_path)
+        assert f"No module named '{module}'" in refused.stderr
 
 
 def test_it_scores_with_a_model_file_alone_in_a_folder(scoring_machine, tmp_path):
@@ -73,3 +74,8 @@ def test_a_command_that_needs_an_extra_says_which(scoring_machine, tmp_path):
 def test_doctor_finds_nothing_wrong_there(scoring_machine, tmp_path):
     done = run(scoring_machine / "ipsrec", "doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_wheel_holds_the_experiments_plan_page_and_figures(scoring_machine):
+    (folder,) = (scoring_machine.parent / "lib").glob("python*/site-packages/ipsrec_experiment")
+    assert {"paper.toml", "page.html.j2", "paper_figures.json"} <= {path.name for path in folder.iterdir()}

@@ -93,9 +93,8 @@ def experiment(
             {"output": str(result.output), "cells": result.cells, "missing": result.missing, "failures": failures}
         )
     else:
-        click.echo(
-            f"{result.output}: {result.cells} cells done, {result.missing} missing; see report.md or report.html"
-        )
+        see = "; see report.md or report.html" if (result.output / "report.html").is_file() else ""
+        click.echo(f"{result.output}: {result.cells} cells done, {result.missing} missing{see}")
     for failure in result.failures:
         click.echo(f"ipsrec: {failure.title}: {failure.reason} (log: {failure.log})", err=True)
     return 1 if result.failures else 0

@@ -95,7 +95,17 @@ def experiment(
     if paper_figures is not None and paper_figures not in DATA_SETS:
         raise DataError(f"--paper-figures is {paper_figures!r}, expected one of {', '.join(DATA_SETS)}")
     opened = open_dataset(dataset)
-    command = _command(dataset, plan, models, seeds=seeds, tune=tune, jobs=jobs, threads=threads, device=device)
+    command = _command(
+        dataset,
+        plan,
+        models,
+        seeds=seeds,
+        tune=tune,
+        jobs=jobs,
+        threads=threads,
+        device=device,
+        paper_figures=paper_figures,
+    )
     folder = refuse_existing(output, overwrite=True)
     if report_only:
         before = _refuse_other_experiment(folder, read, opened.fingerprint, tune=None)
@@ -119,12 +129,13 @@ def experiment(
 
 def _command(dataset: str | Path, plan: Path | None, models: Sequence[str], **options: Any) -> str:
     """The command for the report, with the last names of folders alone: where they lie is nobody's business."""
-    parts = ["ipsrec experiment", f"--dataset {Path(dataset).resolve().name}"]
+    parts = ["ipsrec experiment", f"--dataset {shlex.quote(Path(dataset).resolve().name)}"]
     if plan is not None:
-        parts.append(f"--plan {plan.name if plan.is_absolute() else plan}")
+        outside = plan.is_absolute() or ".." in plan.parts
+        parts.append(f"--plan {shlex.quote(plan.name if outside else str(plan))}")
     if "all" not in models:
         parts.append(f"--models {shlex.quote(','.join(models))}")
-    parts += [f"--{name} {value}" for name, value in options.items() if value]
+    parts += [f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value]
     return " ".join([*parts, "--output REPORT"])
 
 
@@ -153,7 +164,8 @@ def _open_folder(folder: Path) -> None:
 def _empty(folder: Path) -> None:
     """Remove what an experiment wrote; experiment.json goes last, which says that it is ours to remove."""
     for name in (CELLS, RUNS, TUNING, LOGS):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder / name)
     for name in (*REPORT_FILES, EXPERIMENT_FILE):
         (folder / name).unlink(missing_ok=True)
 

@@ -36,8 +36,8 @@ def report_markdown(report: dict[str, Any]) -> str:
     tables = [
         (
             "Overall results",
-            "Test, full ranking, seen items kept, as in the paper's Table 2. **Best**, <u>best baseline</u>, "
-            "and below the others how much they are above it.",
+            "Test, full ranking, seen items kept, as in the paper's Table 2. **Best**, <u>best baseline</u>; "
+            "below the others, their difference from the best baseline of the column.",
             overall_table(report),
         ),
         ("Ablation", "As in the paper's Table 3; CL is the contrastive loss.", ablation_table(report)),
@@ -45,12 +45,12 @@ def report_markdown(report: dict[str, Any]) -> str:
         ("Tests", tests_note(report), tests_table(report)),
         (
             "By length of history",
-            "Seen items excluded. " + read_groups(report, "length"),
+            read_groups(report, "length"),
             groups_table(report, "length", "excluded"),
         ),
         (
             "By the next item's provider",
-            "Seen items excluded. " + read_groups(report, "provider"),
+            read_groups(report, "provider"),
             groups_table(report, "provider", "excluded"),
         ),
         ("Cost", read_curves(report), cost_table(report)),
@@ -85,4 +85,4 @@ def _figure(figure: Figure) -> str:
 
 
 def _code(name: str, value: str) -> str:
-    return f"`{value}`" if name in ("command", "fingerprint") else value
+    return f"`{value}`" if name in ("last command", "fingerprint") else value

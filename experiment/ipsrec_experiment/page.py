@@ -17,6 +17,9 @@ from ipsrec_experiment.tables import (
     tests_table,
 )
 from ipsrec_experiment.wording import (
+    curves_key,
+    groups_key,
+    metrics_key,
     read_curves,
     read_groups,
     read_metrics,
@@ -54,9 +57,9 @@ def report_page(report: dict[str, Any]) -> str:
             "settings": settings_table(report),
         },
         plots={
-            "metrics": (metrics_plot(report), read_metrics(report)),
-            "curves": (curves_plot(report), read_curves(report)),
-            "length": (length_plot(report), read_groups(report, "length")),
-            "provider": (provider_plot(report), read_groups(report, "provider")),
+            "metrics": (metrics_plot(report), f"{read_metrics(report)} {metrics_key(report)}"),
+            "curves": (curves_plot(report), f"{read_curves(report)} {curves_key(report)}"),
+            "length": (length_plot(report), f"{read_groups(report, 'length')} {groups_key(report)}"),
+            "provider": (provider_plot(report), f"{read_groups(report, 'provider')} {groups_key(report)}"),
         },
     )

@@ -31,7 +31,7 @@ class Comparison:
         why: "best baseline", "best baseline, other protocol", "reference" or "named" (by the plan).
         protocol: what became of seen items.
         difference: of the mean NDCG@10, relative to `against`: 0.05 is 5% more; None where that is 0.
-        low: lower end of the 95% interval of the difference.
+        low: lower end of the 95% interval of the difference; None for one user, who says nothing of others.
         high: upper end.
         p: two-sided; None where every user has the same difference, so that there is no test.
         users: how many.
@@ -119,12 +119,14 @@ def paired_test(
 
     Returns:
         difference, low, high and p. Where the mean of `theirs` is 0 there is nothing to be relative to: all are None.
-        p is None where all differences are the same.
+        One user has a difference alone. p is None where all differences are the same.
     """
     mean, base = float((ours - theirs).mean()) if len(ours) else 0.0, float(theirs.mean()) if len(ours) else 0.0
     if base == 0:
         return None, None, None, None
-    if len(ours) < 2 or np.ptp(ours - theirs) == 0:
+    if len(ours) == 1:
+        return mean / base, None, None, None
+    if np.ptp(ours - theirs) == 0:
         return mean / base, mean / base, mean / base, None
     test = ttest_rel(ours, theirs)
     interval = test.confidence_interval(CONFIDENCE)

@@ -196,6 +196,8 @@ def _row_of(row: Any, number: int, *, shared: dict[str, Any], search: dict[str, 
     if not isinstance(row, dict) or not isinstance(row.get("name"), str) or not row["name"].strip():
         raise DataError(f'row {number} has no name, expected name = "..."')
     where = f"row {row['name']!r}"
+    if not row["name"].strip().isprintable():
+        raise DataError(f"{where}: found a line break or the like in its name, expected words of one line")
     _refuse_others(row, _ROW_NAMES, where=where)
     if "model" not in row:
         raise DataError(f'{where} has no model, expected model = "sasrec" or another')

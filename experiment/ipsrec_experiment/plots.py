@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ipsrec_experiment.plan import TABLES
 from ipsrec_experiment.tables import decimal
-from ipsrec_experiment.wording import leading_rows
+from ipsrec_experiment.wording import leading_rows, metrics_of_curves
 
 # Middle tones, to be told apart on white and on black, and by most colour-blind readers in this order.
 COLOURS = ("#2f7fd1", "#d9730d", "#159a6c", "#c2407f", "#8a63d2", "#a08a00", "#5f7a8c", "#c4453a", "#23a3b5", "#9a6a4b")
@@ -21,6 +21,7 @@ KEPT, EXCLUDED = COLOURS[0], COLOURS[1]
 _INK, _LINE = "#010203", "#040506"  # stand for the page's own, which CSS knows
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a row may have $ in its name
     "font.size": 10,
     "font.family": "sans-serif",
     "text.color": _INK,
@@ -54,13 +55,13 @@ def curves_plot(report: dict[str, Any]) -> str:
         for ax, (table, rows) in zip(axes, panels, strict=True):
             for row, colour in zip(rows, _colours(len(rows)), strict=True):
                 curve = row["curve"]
-                epochs = range(1, len(curve["mean"]) + 1)
+                epochs = curve["epochs"]
                 ax.fill_between(epochs, curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
                 peak = max(curve["mean"])
                 ax.plot(epochs, curve["mean"], color=colour, label=f"{row['name']} ({decimal(peak)})")
-                ax.plot([curve["mean"].index(peak) + 1], [peak], "o", color=colour, markersize=4)
+                ax.plot([epochs[curve["mean"].index(peak)]], [peak], "o", color=colour, markersize=4)
             ax.set_title(_TABLE_TITLES[table])
-            ax.set_ylabel(f"validation {rows[0]['curve']['metric'].upper()}")
+            ax.set_ylabel(f"validation {', '.join(metrics_of_curves(rows))}")
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
             _tidy(ax)
         axes[-1].set_xlabel("epoch")

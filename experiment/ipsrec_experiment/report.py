@@ -164,12 +164,13 @@ def _metrics(result: RowResult) -> dict[str, Any]:
 
 
 def _curve(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Validation metric by epoch: mean, lowest and highest of the seeds, as far as all of them trained."""
+    """Validation metric by validated epoch: mean, lowest and highest of the seeds, as far as all of them trained."""
     metric = cells[0]["stop_metric"]
     common = min(len(cell["curve"]) for cell in cells)
     values = np.array([[line[metric] for line in cell["curve"][:common]] for cell in cells])  # (seeds, epochs)
     return {
         "metric": metric,
+        "epochs": [line["epoch"] for line in cells[0]["curve"][:common]],
         "mean": values.mean(axis=0).tolist(),
         "low": values.min(axis=0).tolist(),
         "high": values.max(axis=0).tolist(),

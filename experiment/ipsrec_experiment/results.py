@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +109,5 @@ def _read_ranks(path: Path) -> Ranks:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {f"{split}_{protocol}": file[f"{split}_{protocol}"] for split in SPLITS for protocol in PROTOCOLS}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{path} is broken ({error!r}); remove the {CELL_FILE} beside it, and it is done again"
-        ) from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is broken ({error!r}); remove {path.parent}, and it is done again") from error

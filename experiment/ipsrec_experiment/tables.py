@@ -68,6 +68,8 @@ def p_value(value: float | None) -> str:
     """A p-value short enough to read: .031, 2e-05."""
     if value is None:
         return "no test"
+    if value < 1e-99:  # it may be too small for a float
+        return "< 1e-99"
     return f"{value:.0e}" if value < 0.001 else decimal(value, 3)
 
 
@@ -138,7 +140,7 @@ def all_rows_table(report: dict[str, Any]) -> Table:
     return Table(
         ("", *(metric_title(metric) for _, _, metric in places)),
         lines,
-        spans=(("", 1), ("validation", 1), ("test, seen items kept", 3), ("test, seen items excluded", 3)),
+        spans=(("", 1), ("validation, kept", 1), ("test, seen items kept", 3), ("test, seen items excluded", 3)),
     )
 
 
@@ -201,11 +203,12 @@ def settings_table(report: dict[str, Any]) -> Table:
     shared = shared_settings(report)
     lines = []
     for row in report["rows"]:
-        own = {name: value for name, value in row["changes"].items() if name not in shared}
+        choice = report["tuning"].get(row["name"])
+        chosen = choice["chosen"] if choice else {}
+        own = {name: value for name, value in row["changes"].items() if name not in shared and name not in chosen}
         named = row["model"] if row["variant"] is None else f"{row['model']}, {row['variant']}"
         line = [Figure(row["name"]), Figure(named), Figure(changes_text(own) or "defaults")]
         if report["tuning"]:
-            choice = report["tuning"].get(row["name"])
             line.append(Figure("not tuned" if choice is None else changes_text(choice["chosen"])))
             line.append(Figure("" if choice is None else "; ".join(_trial(trial) for trial in choice["trials"])))
         lines.append(line)
@@ -214,12 +217,13 @@ def settings_table(report: dict[str, Any]) -> Table:
 
 
 def shared_settings(report: dict[str, Any]) -> dict[str, Any]:
-    """What the plan sets to the same value in every row."""
+    """What the plan sets to the same value in every row, and no row's tuning has chosen anew."""
     first, *others = [row["changes"] for row in report["rows"]]
+    tuned = {name for choice in report["tuning"].values() for name in choice["chosen"]}
     return {
         name: value
         for name, value in first.items()
-        if all(name in changes and changes[name] == value for changes in others)
+        if name not in tuned and all(name in changes and changes[name] == value for changes in others)
     }
 
 

@@ -50,7 +50,8 @@ def user_groups(dataset: Dataset, split: Literal["test", "valid"]) -> dict[str, 
                 {
                     "was in the history": seen_item,
                     "new, of a provider in the history": seen_provider & ~seen_item,
-                    "new, of a new provider": ~seen_provider & ~seen_item,
+                    "new, of a new provider": ~seen_provider & ~seen_item & (target_provider != 0),
+                    "new, without a provider": ~seen_item & (target_provider == 0),
                 }
             ),
         ),
