@@ -236,7 +236,7 @@ def _differing(old: Any, new: Any) -> tuple[Any, Any]:
     if not isinstance(old, dict) or not isinstance(new, dict):
         return old, new
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return tuple({name: part[name] for name in names if name in part} for part in (old, new))  # type: ignore[return-value]
+    return {name: old[name] for name in names if name in old}, {name: new[name] for name in names if name in new}
 
 
 _HARMLESS = {"tables", "baseline", "against"}  # how the report shows a row, not what was trained

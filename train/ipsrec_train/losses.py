@@ -33,7 +33,7 @@ Precision = Literal["fp32", "bf16"]
 # Scores held at once, targets x items. Small enough to stay near the caches of a CPU, large enough for its GEMM.
 SCORES_AT_ONCE = {"cpu": 2_000_000, "cuda": 200_000_000}
 # Rows at once all the same: each chunk reads and adds to the whole item table, and a product of few rows is bound by
-# memory. Over 1.1 million items on one core, 128 rows at once took a third of the time of 16 (and that a third of 1).
+# memory. Over 1.1 million items on one core, 128 rows at once take .7 of the time of 16 in float32, and .4 in bfloat16.
 ROWS_AT_ONCE = 128
 
 
