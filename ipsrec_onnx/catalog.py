@@ -104,14 +104,14 @@ def catalog_from_tables(items: pa.Table, providers: pa.Table) -> Catalog:
     return Catalog(
         item_ids=plain_ids(items["item_id"], where="catalog, column item_id"),
         provider_ids=plain_ids(providers["provider_id"], where="catalog, column provider_id"),
-        item_provider=_after_padding(items, "provider_index", pa.int32()),
-        popularity=_after_padding(items, "popularity", pa.int64()),
+        item_provider=_after_padding(items, "provider_index", np.int32),
+        popularity=_after_padding(items, "popularity", np.int64),
     )
 
 
-def _after_padding(items: pa.Table, name: str, arrow_type: pa.DataType) -> npt.NDArray[np.signedinteger]:
+def _after_padding(items: pa.Table, name: str, dtype: type[np.signedinteger]) -> npt.NDArray[np.signedinteger]:
     """(n,) column -> (n + 1,) array whose row 0 belongs to PADDING."""
-    column = items[name]
+    column, arrow_type = items[name], pa.from_numpy_dtype(dtype)
     if column.null_count or not pa.types.is_integer(column.type):
         raise DataError(
             f"catalog, column {name}: found {column.type} with {column.null_count} nulls, expected integers without"
@@ -120,7 +120,7 @@ def _after_padding(items: pa.Table, name: str, arrow_type: pa.DataType) -> npt.N
         numbers = column.cast(arrow_type)
     except pa.ArrowInvalid as error:
         raise DataError(f"catalog, column {name}: a number does not fit into {arrow_type}: {error}") from error
-    return np.concatenate([np.zeros(1, arrow_type.to_pandas_dtype()), numbers.to_numpy()])
+    return np.concatenate([np.zeros(1, dtype), numbers.to_numpy()])
 
 
 def table_to_text(table: pa.Table) -> str:
