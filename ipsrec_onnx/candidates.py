@@ -63,7 +63,7 @@ def candidate_rows(user_id: pa.Array, ranking: Ranking, item_ids: pa.Array, *, s
         user_id = user_id.dictionary_decode()
     item_index, score, counts = ranking.lists
     there = np.arange(item_index.shape[1]) < counts[:, None]  # (n, top_k)
-    ids = item_ids.take(pa.array(item_index[there].astype(np.int64) - 1))
+    ids = item_ids.take(pa.array(item_index[there] - np.int32(1)))
     scores = pa.array(score[there])
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])

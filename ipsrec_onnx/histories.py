@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ipsrec_kernels.pack import drop_unknown
+from ipsrec_kernels.keep import drop_unknown, keep_newest
 from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.catalog import Catalog
-from ipsrec_onnx.id_lists import IdLists, range_positions
+from ipsrec_onnx.id_lists import IdLists
 from ipsrec_onnx.ids import find_ids
 
 
@@ -35,9 +35,7 @@ class Histories:
 
     def newest(self, max_len: int) -> Histories:
         """Keep the last max_len items of each history."""
-        lengths = np.minimum(self.lengths, max_len)
-        positions, offsets = range_positions(self.offsets[1:] - lengths, lengths)
-        return Histories(self.items[positions], self.providers[positions], offsets)
+        return Histories(*keep_newest(self.items, self.providers, self.offsets, max_len=max_len))
 
     def without_empty(self) -> Histories:
         """Leave out the users without a history: their share of items is nothing, so only offsets change."""
@@ -72,10 +70,14 @@ def map_histories(item_lists: IdLists, provider_lists: IdLists | None, catalog: 
     """
     items = find_ids(catalog.item_table, item_lists.ids)
     if provider_lists is None:
-        providers = catalog.item_provider[items]
+        # Every index is in range, so nothing is clipped: this is the mode that makes no pass of its own to check them.
+        providers = np.take(catalog.item_provider, items, mode="clip")
     else:
         providers = find_ids(catalog.provider_table, provider_lists.ids)
-    unknown = np.flatnonzero(items == PADDING)
-    known = Histories(*drop_unknown(items, providers, item_lists.offsets))
-    lost = 0 if provider_lists is None else int(np.count_nonzero(known.providers == 0))
+    unknown = np.zeros(0, np.int64)
+    known = Histories(items, providers, item_lists.offsets)
+    if np.count_nonzero(items) < len(items):
+        unknown = np.flatnonzero(items == PADDING)
+        known = Histories(*drop_unknown(items, providers, item_lists.offsets))
+    lost = 0 if provider_lists is None else len(known.providers) - int(np.count_nonzero(known.providers))
     return MappedHistories(known=known, unknown_items=unknown, num_unknown_providers=lost)

@@ -18,7 +18,8 @@ class IdLists:
     """Lists of ids end to end.
 
     Attributes:
-        ids: (N,) Arrow int64 or large_string; may hold nulls until the malformed rows are out.
+        ids: (N,) Arrow int64 or large_string, or a dictionary of at most N of these, itself without nulls; an id may
+            be null until the malformed rows are out.
         offsets: (n + 1,) int64, from 0 to N; list b is ids[offsets[b]:offsets[b + 1]].
         null_lists: (n,) bool, lists that are null rather than empty.
         too_large: (n,) bool, lists with an id beyond int64, which is null among ids.
@@ -104,13 +105,26 @@ def id_lists(column: pa.Array, *, kind: pa.DataType, where: str) -> IdLists:
     ids = column.values.slice(offsets[0], offsets[-1] - offsets[0])  # a slice shares the values of the whole array
     offsets -= offsets[0]
     if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
+        ids = _fitting_dictionary(ids, kind)
     too_large = np.zeros(len(null_lists), np.bool_)
     if pa.types.is_uint64(ids.type):
         beyond = pc.greater(ids, pa.scalar(np.iinfo(np.int64).max, pa.uint64()))
         too_large = _lists_with(beyond.fill_null(False), offsets)
         ids = pc.if_else(beyond, None, ids)
-    return IdLists(ids if ids.type == kind else ids.cast(kind), offsets, null_lists, too_large)
+    if not pa.types.is_dictionary(ids.type) and ids.type != kind:
+        ids = ids.cast(kind)
+    return IdLists(ids, offsets, null_lists, too_large)
+
+
+def _fitting_dictionary(ids: pa.DictionaryArray, kind: pa.DataType) -> pa.Array:
+    """Keep a dictionary that saves look-ups: one of no more ids than there are in the lists, no null among them.
+
+    A dictionary of uint64 is given up, too: what lies beyond int64 is found among plain ids.
+    """
+    words = ids.dictionary
+    if len(words) > len(ids) or words.null_count or pa.types.is_uint64(words.type):
+        return ids.dictionary_decode()
+    return ids if words.type == kind else pa.DictionaryArray.from_arrays(ids.indices, words.cast(kind))
 
 
 def _lists_with(marks: pa.BooleanArray, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

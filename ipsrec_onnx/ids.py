@@ -87,11 +87,13 @@ def find_ids(table: IdTable, ids: pa.Array) -> np.ndarray:
 
     Args:
         table: as id_table built it; its kind must be that of ids.
-        ids: (n,) int64 or large_string.
+        ids: (n,) int64 or large_string, or a dictionary of these; no nulls.
 
     Returns:
         (n,) int32 index, 0 for an id that is not in the table.
     """
+    if pa.types.is_dictionary(ids.type):  # each word is looked up once
+        return np.asarray(find_ids(table, ids.dictionary)[ids.indices.to_numpy()], np.int32)
     if pa.types.is_int64(ids.type):
         return cast(Int64IdTable, table).find(ids.to_numpy())
     data, offsets = string_buffers(ids)

@@ -1,10 +1,12 @@
+import struct
+
 import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipsrec_kernels.id_table import Int64IdTable, StringIdTable
+from ipsrec_kernels.id_table import Int64IdTable, StringIdTable, _hash_string, _home, _mix
 
 INT64 = np.iinfo(np.int64)
 BOUNDED = settings(max_examples=60, deadline=None, derandomize=True)
@@ -56,6 +58,55 @@ def test_strings_that_differ_in_one_byte_are_told_apart(length):
     table = StringIdTable.build(*naive.string_arrays(ids))
     np.testing.assert_array_equal(table.find(*naive.string_arrays(ids)), [1, 2, 3, 4, 5])
     assert table.find(*naive.string_arrays(["x" * length + "c"])) == [0]
+
+
+def test_strings_of_equal_hash_are_told_apart():
+    # The hash takes 8 bytes at a time, so that a second half can undo the difference of a first one.
+    first = [struct.pack("<Q", word) for word in (1, 2)]
+    states = [_hash_state(half) for half in first]
+    second = [struct.pack("<Q", 77), struct.pack("<Q", 77 ^ states[0] ^ states[1])]
+    data = np.frombuffer(first[0] + second[0] + first[1] + second[1], np.uint8)
+    offsets = int_array([0, 16, 32])
+    assert _hash_string(data, 0, 16) == _hash_string(data, 16, 32)
+    assert StringIdTable.build(data, offsets).find(data, offsets).tolist() == [1, 2]
+    assert StringIdTable.build(data, offsets[:2]).find(data, offsets).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="is there twice"):
+        StringIdTable.build(np.tile(data, 2), int_array([0, 16, 32, 48]))
+
+
+def _hash_state(half):
+    """What the hash holds behind the first 8 of 16 bytes."""
+    word = np.uint64(int.from_bytes(half, "little"))
+    state = _mix(_mix(np.uint64(17)) ^ word)
+    return int(state ^ (state >> np.uint64(32)))
+
+
+def test_a_string_of_a_megabyte_is_found_by_all_of_its_bytes():
+    long = b"abc" * 350_000
+    ids = [long, long[:-1] + b"d", long[:-1], b"", b"d" + long[1:]]
+    offsets = np.cumsum([0] + [len(one) for one in ids]).astype(np.int64)
+    data = np.frombuffer(b"".join(ids), np.uint8)
+    table = StringIdTable.build(data, offsets)
+    assert table.find(data, offsets).tolist() == [1, 2, 3, 4, 5]
+    assert table.find(data[1:], int_array([0, len(long) - 1])).tolist() == [0]
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 127, 128, 129, 500])
+def test_every_row_is_looked_up_whatever_their_number(count):
+    numbers = np.arange(40_000, dtype=np.int64) * 7919  # many enough that slots are asked for early
+    wanted = np.where(np.arange(count) % 3 == 0, -1, numbers[-count:])
+    np.testing.assert_array_equal(Int64IdTable.build(numbers).find(wanted), naive.find_ids(numbers, wanted))
+    words = [f"{number:x}" for number in numbers[-1000:]]
+    asked = [words[at] if at % 3 else "none" for at in range(count)]
+    found = StringIdTable.build(*naive.string_arrays(words)).find(*naive.string_arrays(asked))
+    np.testing.assert_array_equal(found, naive.find_ids(words, asked))
+
+
+def test_a_search_goes_on_at_the_first_slot_behind_the_last():
+    num_slots = 4 * 30 + 1
+    last = [number for number in range(60_000) if _home(number, num_slots) >= num_slots - 2][:30]
+    assert len(last) == 30
+    np.testing.assert_array_equal(Int64IdTable.build(int_array(last)).find(int_array(last)), np.arange(1, 31))
 
 
 def test_a_slice_of_a_string_array_finds_the_same():

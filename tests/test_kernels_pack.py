@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipsrec_kernels.pack import drop_unknown, pack_end_to_end, pack_histories, place_histories
+from ipsrec_kernels.end_to_end import pack_end_to_end, place_histories
+from ipsrec_kernels.keep import drop_unknown, keep_newest
+from ipsrec_kernels.pack import pack_histories
 
 BOUNDED = settings(max_examples=80, deadline=None, derandomize=True)
 HISTORY = st.lists(st.integers(1, 2**31 - 1), max_size=12)
@@ -73,6 +75,42 @@ def test_drop_unknown_equals_its_twin(histories):
     assert kept_offsets[-1] == len(kept_items)
 
 
+@BOUNDED
+@given(
+    histories=st.lists(st.lists(st.integers(1, 99), max_size=40), max_size=8),
+    max_len=st.integers(1, 41),
+    skipped=st.integers(0, 3),
+)
+def test_keep_newest_equals_slices_of_lists(histories, max_len, skipped):
+    values, offsets = naive.ragged(histories)
+    skipped = min(skipped, len(histories))  # as in a sliced array
+    rows = histories[skipped:]
+    got_items, got_providers, got_offsets = keep_newest(values, values + 1, offsets[skipped:], max_len=max_len)
+    assert naive.unragged(got_items, got_offsets) == [one[-max_len:] for one in rows]
+    assert naive.unragged(got_providers, got_offsets) == [[value + 1 for value in one[-max_len:]] for one in rows]
+
+
+@pytest.mark.parametrize("unknown", [[], [0], [59], list(range(60)), list(range(0, 60, 2)), list(range(10, 50))])
+def test_unknown_items_are_dropped_wherever_they_stand(unknown):
+    items = np.arange(1, 61, dtype=np.int32)
+    items[unknown] = 0
+    offsets = np.array([0, 0, 20, 20, 41, 60], np.int64)
+    lists = naive.unragged(items, offsets)
+    got_items, got_providers, got_offsets = drop_unknown(items, items + 5, offsets)
+    assert naive.unragged(got_items, got_offsets) == [[item for item in one if item] for one in lists]
+    assert naive.unragged(got_providers, got_offsets) == [[item + 5 for item in one if item] for one in lists]
+
+
+@pytest.mark.parametrize("bucket_len", [1, 15, 16, 17, 33, 100])
+def test_wide_and_narrow_rows_hold_nothing_of_their_neighbours(rng, bucket_len):
+    histories = [rng.integers(1, 1000, size).tolist() for size in rng.integers(0, 60, 50)]
+    rows = rng.permutation(50).tolist() * 2
+    got = pack_histories(*naive.ragged(histories), rows_of(*rows), bucket_len=bucket_len, batch_size=110)
+    want = naive.pack_histories(histories, rows, bucket_len=bucket_len, batch_size=110)
+    for mine, theirs in zip(got, want, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_drop_unknown_reads_only_inside_the_offsets():
     items = np.array([9, 0, 7, 0, 9], np.int32)
     got = drop_unknown(items, items + 1, np.array([1, 3, 4], np.int64))
@@ -127,9 +165,13 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="values is int64"):
         pack_histories(values.astype(np.int64), offsets, rows_of(0), bucket_len=2, batch_size=1)
     with pytest.raises(ValueError, match="offsets fall after list 1"):
-        pack_histories(values, np.array([0, 3, 1], np.int64), rows_of(0), bucket_len=2, batch_size=1)
+        pack_histories(values, np.array([0, 3, 1], np.int64), rows_of(0, 1), bucket_len=2, batch_size=2)
     with pytest.raises(ValueError, match="item_index has 3 entries, provider_index 2"):
         drop_unknown(values, values[:2], offsets)
+    with pytest.raises(ValueError, match="max_len is 0, expected 1 or more"):
+        keep_newest(values, values, offsets, max_len=0)
+    with pytest.raises(ValueError, match=r"offsets run from 0 to 9, expected inside 0\.\.3"):
+        pack_histories(values, np.array([0, 9], np.int64), rows_of(0), bucket_len=2, batch_size=1)
     places = np.zeros(2, np.int32), np.array([0, 1], np.int32)
     with pytest.raises(ValueError, match=r"end of history \(column \+ length\)\[0\] is 2, expected 0\.\.1"):
         place_histories(values, offsets, places[0], places[0], num_rows=1, width=1)

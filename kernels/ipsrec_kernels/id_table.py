@@ -1,11 +1,16 @@
 """Finds the index (1..n) of the caller's ids in bulk: open addressing over int64 or string ids.
 
+A table of a million ids is larger than the caches, and a look-up waits for memory: each slot is asked for _AHEAD ids
+early. Measured and dropped, for they were no faster: a perfect hash (one slot to look at), lines of four slots compared
+at once, and items and providers looked up in one loop.
+
 Kernels are serial and release the GIL: parallelism comes from worker threads that each own a chunk (Numba's workqueue
 layer must not be entered from two threads).
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,9 +19,15 @@ from numba import njit
 
 from ipsrec_kernels.array_types import Int32Array, Int64Array, UInt8Array
 from ipsrec_kernels.check import check_array, check_offsets
+from ipsrec_kernels.memory import load_word, prefetch
 from ipsrec_kernels.padding import PADDING
 
-_MAX_IDS = np.iinfo(np.int32).max - 1
+_MAX_IDS = 1_000_000_000  # a table of 64 GB; an index is an int32, and _home spreads over less than 2**32 slots
+_SLOTS_PER_ID = 4  # a search ends at its first slot for 7 of 8 ids; with 2.5, for 4 of 5, which is a third slower
+_NEAR_SLOTS = 1 << 15  # a table of half a megabyte stays in a core's own cache: hints would only cost time
+_AHEAD = 64  # ids between the hint and the look-up; 16 are too few to hide the latency, 96 gain nothing
+_STEP = 32  # strings between the steps of a look-up
+_RING = 4 * _STEP  # strings on their way; a power of two
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +36,7 @@ class Int64IdTable:
 
     Attributes:
         slots: (capacity, 2) int64, id and index side by side so that a hit costs one cache line; index 0 is an empty
-            slot. The capacity is a power of two, at least twice the number of ids.
+            slot. There are 4 slots an id, 64 bytes.
     """
 
     slots: Int64Array
@@ -123,32 +134,48 @@ def _check_strings(data: UInt8Array, offsets: Int64Array) -> tuple[UInt8Array, I
 
 
 def _capacity(num_ids: int) -> int:
-    """A power of two that keeps the load at 0.5 or below: linear probing stays short."""
+    """Slots of a table; one is always empty, which ends every search."""
     if num_ids > _MAX_IDS:
-        raise ValueError(f"{num_ids} ids, expected at most {_MAX_IDS}: an index is an int32")
-    return 1 << max(1, (2 * num_ids - 1).bit_length())
+        raise ValueError(f"{num_ids} ids, expected at most {_MAX_IDS}: more make a table of over 64 GB")
+    return num_ids * _SLOTS_PER_ID + 1
+
+
+# Inlined: a call passes an array as seven arguments, which took half of the time of a look-up.
+_inlined = functools.partial(njit, cache=True, nogil=True, inline="always")
 
 
 @njit(cache=True, nogil=True)
 def _mix(x):
-    """Spread every bit over all 64 (the finaliser of MurmurHash3): ids are often consecutive or share low bits."""
-    x ^= x >> np.uint64(33)
-    x *= np.uint64(0xFF51AFD7ED558CCD)
-    x ^= x >> np.uint64(33)
-    x *= np.uint64(0xC4CEB9FE1A85EC53)
-    return x ^ (x >> np.uint64(33))
+    """Spread every bit over the upper half: ids are often consecutive or share low bits."""
+    x *= np.uint64(0x9E3779B97F4A7C15)
+    x ^= x >> np.uint64(32)
+    return x * np.uint64(0xD6E8FEB86659FD93)
+
+
+@njit(cache=True, nogil=True)
+def _home(key, capacity):
+    """Where the search for a key begins: the upper half of its mix, scaled to 0..capacity - 1."""
+    return ((_mix(np.uint64(key)) >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32)
+
+
+@njit(cache=True, nogil=True)
+def _next(slot, capacity):
+    slot += np.uint64(1)
+    return slot if slot < np.uint64(capacity) else np.uint64(0)
 
 
 @njit(cache=True, nogil=True)
 def _insert_int64(ids, slots):
     """Fill slots; returns (-1, -1), or the rows of the first id that is there twice."""
-    mask = np.uint64(len(slots) - 1)
+    hints = len(ids) - _AHEAD if len(slots) > _NEAR_SLOTS else 0
     for row in range(len(ids)):
-        slot = _mix(np.uint64(ids[row])) & mask
+        if row < hints:
+            prefetch(slots, _home(ids[row + _AHEAD], len(slots)))
+        slot = _home(ids[row], len(slots))
         while slots[slot, 1] != PADDING:
             if slots[slot, 0] == ids[row]:
                 return slots[slot, 1] - 1, row
-            slot = (slot + np.uint64(1)) & mask
+            slot = _next(slot, len(slots))
         slots[slot, 0] = ids[row]
         slots[slot, 1] = row + 1
     return -1, -1
@@ -156,73 +183,109 @@ def _insert_int64(ids, slots):
 
 @njit(cache=True, nogil=True)
 def _find_int64(ids, slots, out):
-    mask = np.uint64(len(slots) - 1)
+    hints = len(ids) - _AHEAD if len(slots) > _NEAR_SLOTS else 0
     for row in range(len(ids)):
-        slot = _mix(np.uint64(ids[row])) & mask
-        while slots[slot, 1] != PADDING and slots[slot, 0] != ids[row]:
-            slot = (slot + np.uint64(1)) & mask
+        if row < hints:
+            prefetch(slots, _home(ids[row + _AHEAD], len(slots)))
+        slot = _home(ids[row], len(slots))
+        while slots[slot, 0] != ids[row] and slots[slot, 1] != PADDING:
+            slot = _next(slot, len(slots))
         out[row] = slots[slot, 1]
 
 
-@njit(cache=True, nogil=True)
-def _hash_string(data, start, stop):
-    """Hash of data[start:stop], 8 bytes at a time (LLVM makes one load of the inner loop)."""
-    state = _mix(np.uint64(stop - start) + np.uint64(0x9E3779B97F4A7C15))
-    at = start
-    while at + 8 <= stop:
-        word = np.uint64(0)
-        for byte in range(8):
-            word |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
-        state = _mix(state ^ word)
-        at += 8
+@_inlined()
+def _end_word(data, start, stop):
+    """The last eight bytes of data[start:stop] as one number, or all of them where they are fewer."""
+    if stop - start >= 8:
+        return load_word(data, stop - 8)
+    if start + 8 <= len(data) and stop > start:
+        beyond = np.uint64(8 * (8 - (stop - start)))
+        return load_word(data, start) << beyond >> beyond
     word = np.uint64(0)
-    for byte in range(stop - at):
-        word |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
-    return np.int64(_mix(state ^ word))
+    for byte in range(stop - start):
+        word |= np.uint64(data[start + byte]) << np.uint64(8 * byte)
+    return word
 
 
-@njit(cache=True, nogil=True)
+@_inlined()
+def _hash_string(data, start, stop):
+    """Hash of data[start:stop], 8 bytes at a time; the length counts, so that a NUL at the end does."""
+    state = _mix(np.uint64(stop - start) + np.uint64(1))
+    for at in range(start, stop - 8, 8):
+        state = _mix(state ^ load_word(data, at))
+        state ^= state >> np.uint64(32)
+    return np.int64(_mix(state ^ _end_word(data, start, stop)))
+
+
+@_inlined()
 def _same_bytes(data, start, stop, other, other_start, other_stop):
     if stop - start != other_stop - other_start:
         return False
-    for byte in range(stop - start):  # noqa: SIM110, Numba has no all() over a generator
-        if data[start + byte] != other[other_start + byte]:
+    for at in range(0, stop - start - 8, 8):
+        if load_word(data, start + at) != load_word(other, other_start + at):
             return False
-    return True
+    return _end_word(data, start, stop) == _end_word(other, other_start, other_stop)
 
 
 @njit(cache=True, nogil=True)
 def _insert_strings(data, offsets, slots):
     """Fill slots; returns (-1, -1), or the rows of the first id that is there twice."""
-    mask = np.uint64(len(slots) - 1)
     for row in range(len(offsets) - 1):
         start, stop = offsets[row], offsets[row + 1]
         key = _hash_string(data, start, stop)
-        slot = np.uint64(key) & mask
+        slot = _home(key, len(slots))
         while slots[slot, 1] != PADDING:
             if slots[slot, 0] == key:
                 there = slots[slot, 1] - 1
                 if _same_bytes(data, start, stop, data, offsets[there], offsets[there + 1]):
                     return there, row
-            slot = (slot + np.uint64(1)) & mask
+            slot = _next(slot, len(slots))
         slots[slot, 0] = key
         slots[slot, 1] = row + 1
     return -1, -1
 
 
+@_inlined()
+def _search_hash(slots, slot, key):
+    """The first slot, from `slot` on, that holds this hash or is empty."""
+    while slots[slot, 0] != key and slots[slot, 1] != PADDING:
+        slot = _next(slot, len(slots))
+    return slot
+
+
 @njit(cache=True, nogil=True)
 def _find_strings(data, offsets, slots, table_data, table_offsets, out):
-    mask = np.uint64(len(slots) - 1)
-    for row in range(len(offsets) - 1):
-        start, stop = offsets[row], offsets[row + 1]
-        key = _hash_string(data, start, stop)
-        slot = np.uint64(key) & mask
-        index = PADDING
-        while slots[slot, 1] != PADDING:
-            if slots[slot, 0] == key:
+    """A look-up waits for memory three times: slot, offset, bytes. Each is asked for _STEP strings before it is read.
+
+    So every turn takes four strings one step further each; what is known of a string waits in a ring.
+    """
+    num_strings = len(offsets) - 1
+    hashes, places = np.empty(_RING, np.int64), np.empty(_RING, np.uint64)
+    for turn in range(num_strings + 3 * _STEP):
+        row = turn
+        if row < num_strings:
+            key = _hash_string(data, offsets[row], offsets[row + 1])
+            slot = _home(key, len(slots))
+            hashes[row & (_RING - 1)] = key
+            places[row & (_RING - 1)] = slot
+            prefetch(slots, slot)
+        row = turn - _STEP
+        if 0 <= row < num_strings:
+            slot = _search_hash(slots, places[row & (_RING - 1)], hashes[row & (_RING - 1)])
+            places[row & (_RING - 1)] = slot
+            prefetch(table_offsets, slots[slot, 1] - 1)
+        row = turn - 2 * _STEP
+        if 0 <= row < num_strings:
+            index = slots[places[row & (_RING - 1)], 1]
+            if index != PADDING:
+                prefetch(table_data, table_offsets[index - 1])
+                prefetch(table_data, table_offsets[index] - 1)  # its end may lie in another line
+        row = turn - 3 * _STEP
+        if 0 <= row < num_strings:
+            start, stop, slot = offsets[row], offsets[row + 1], places[row & (_RING - 1)]
+            while slots[slot, 1] != PADDING:
                 there = slots[slot, 1] - 1
                 if _same_bytes(data, start, stop, table_data, table_offsets[there], table_offsets[there + 1]):
-                    index = there + 1
                     break
-            slot = (slot + np.uint64(1)) & mask
-        out[row] = index
+                slot = _search_hash(slots, _next(slot, len(slots)), hashes[row & (_RING - 1)])  # an equal hash, no more
+            out[row] = slots[slot, 1]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ipsrec_kernels.pack import pack_end_to_end, place_histories
+from ipsrec_kernels.end_to_end import pack_end_to_end, place_histories
 from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.dataset import Dataset, Split, read_histories, split_histories
 from ipsrec_onnx.errors import DataError
