@@ -1,4 +1,4 @@
-"""How fast do raw histories become padded batches of indices, against a Python loop, pandas and torch?
+"""How fast do raw histories become padded batches of indices, against a Python loop, pandas, NumPy and torch?
 
     python benchmarks/bench_packing.py
     python benchmarks/bench_packing.py --short
@@ -7,9 +7,9 @@
 Each way takes two Arrow list columns of raw ids (items and providers) and gives two right-padded int32 arrays: look up
 every id in a catalog of the paper's size, drop the items that it does not know (1 % here), keep the newest max_len.
 Users come in chunks of 8,192, as `ipsrec score` reads them, and ours is what it runs then: in two threads that own a
-share of the chunks each. The others run once, for the interpreter's lock lets them do no more. pandas and NumPy:
-`Index.get_indexer`, then masks and one gather. torch: the same look-up, then `pad_sequence`. Tables are built
-beforehand by all. All give the same arrays, which is checked first.
+share of the chunks each. The others run once, for the interpreter's lock lets them do no more. pandas frames:
+explode, map, group by user, count. NumPy: `Index.get_indexer` of pandas, then masks and one gather. torch: the same
+look-up, then `pad_sequence`. Tables are built beforehand by all. All give the same arrays, which is checked first.
 
 Without look-up: `pack_histories` alone, all users of a thread in one batch, against a copy of as many bytes as it reads
 and writes.
@@ -44,7 +44,12 @@ from ipsrec_onnx.scoring import CHUNK_ROWS
 USERS = {"tmall": 65_536, "twitch": 32_768, "wechat": 4_096}  # of a thread
 THREADS = 2
 UNKNOWN = 0.01  # share of item ids that the catalog does not know
-RIVALS = {"python": "Python loop", "pandas": "pandas and NumPy", "torch": "torch pad_sequence"}
+RIVALS = {
+    "python": "Python loop",
+    "pandas": "pandas frames",
+    "numpy": "pandas index, NumPy",
+    "torch": "torch pad_sequence",
+}
 
 
 class Packed(NamedTuple):
@@ -96,6 +101,7 @@ def bench_size(name: str, limits: Limits, *, ids: Any, rounds: int) -> dict[str,
         "one thread": functools.partial(pack_ours, catalog=world.catalog, max_len=max_len),
         "python": functools.partial(pack_python, lookup=lookup, max_len=max_len),
         "pandas": functools.partial(pack_pandas, lookup=lookup, max_len=max_len),
+        "numpy": functools.partial(pack_numpy, lookup=lookup, max_len=max_len),
         "torch": functools.partial(pack_torch, lookup=lookup, max_len=max_len),
     }
     ways: dict[str, Callable[[], list[Packed]]] = {
@@ -217,6 +223,20 @@ def plain(column: pa.ListArray) -> Any:
 
 
 def pack_pandas(rows: pa.RecordBatch, lookup: Lookup, *, max_len: int) -> Packed:
+    """A long frame with a row for each entry, the newest of each user numbered."""
+    long = rows.to_pandas().explode(["item_history", "provider_history"])
+    for column, index in (("item_history", lookup.items), ("provider_history", lookup.providers)):
+        long[column] = index.get_indexer(long[column].to_numpy(index.dtype)) + 1
+    long = long[long["item_history"] != 0]
+    long = long[long.groupby(level=0).cumcount(ascending=False) < max_len]
+    places = (long.index.to_numpy(), long.groupby(level=0).cumcount().to_numpy())
+    packed = [np.zeros((rows.num_rows, max_len), np.int32) for _ in range(2)]
+    for out, column in zip(packed, ("item_history", "provider_history"), strict=True):
+        out[places] = long[column].to_numpy()
+    return Packed(*packed)
+
+
+def pack_numpy(rows: pa.RecordBatch, lookup: Lookup, *, max_len: int) -> Packed:
     """One gather for the whole chunk."""
     streams, offsets = known_streams(rows, lookup)
     lengths = np.minimum(np.diff(offsets), max_len)
