@@ -48,6 +48,15 @@ def drop_unknown(items, providers):
     )
 
 
+def map_histories(item_lists, provider_lists, item_ids, provider_ids):
+    """Lists of ids -> lists of item_index and provider_index, positions of unknown items, number of lost providers."""
+    items = [find_ids(item_ids, one).tolist() for one in item_lists]
+    providers = [find_ids(provider_ids, one).tolist() for one in provider_lists]
+    unknown = [at for at, item in enumerate(itertools.chain(*items)) if item == 0]
+    known_items, known_providers = drop_unknown(items, providers)
+    return known_items, known_providers, unknown, list(itertools.chain(*known_providers)).count(0)
+
+
 def pack_end_to_end(histories, *, width):
     """First-fit decreasing: row and column of each history, number of rows."""
     used = []

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipsrec_kernels.item_table import BLOCK_ITEMS, build_item_table
+from ipsrec_kernels.cpu import runnable_paths
+from ipsrec_kernels.item_table import build_item_table
+from ipsrec_kernels.quantise import BLOCK_ITEMS
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import TILE_USERS, History, HistoryTerms, retrieve
 
@@ -44,7 +46,7 @@ class Case:
         self.terms = (np.array(provider_terms, np.float64), np.array(item_terms, np.float64))
         return self
 
-    def run(self, top_k, users=None):
+    def run(self, top_k, users=None, path=None):
         """retrieve() for all users, or some of them."""
         users = np.arange(len(self.users)) if users is None else users
         history = terms = None
@@ -53,7 +55,7 @@ class Case:
             history = History(values, naive.ragged([self.history[1][u] for u in users])[0], offsets)
             terms = HistoryTerms(*self.terms)
         return retrieve(
-            build_item_table(self.items, self.item_provider, allowed=self.allowed),
+            build_item_table(self.items, self.item_provider, allowed=self.allowed, path=path),
             self.users[users],
             top_k=top_k,
             seen=None if self.seen is None else Ragged(*naive.ragged([self.seen[u] for u in users])),
@@ -76,8 +78,11 @@ class Case:
         )
 
     def check(self, top_k):
-        """Every list equals its twin's: items, score bits, count, and the end of the row."""
-        item_index, scores, counts = self.run(top_k)
+        """Every list equals its twin's: items, score bits, count, and the end of the row; on every path the same."""
+        item_index, scores, counts = first = self.run(top_k)
+        for path in runnable_paths()[1:]:
+            for other, one in zip(self.run(top_k, path=path), first, strict=True):
+                assert other.tobytes() == one.tobytes(), path
         assert item_index.shape == scores.shape == (len(self.users), top_k)
         assert (item_index.dtype, scores.dtype, counts.dtype) == (np.int32, np.float32, np.int32)
         for u in range(len(self.users)):

@@ -42,13 +42,6 @@ def is_worse(score, item, other_score, other_item):
 
 
 @njit(cache=True, nogil=True)
-def worst_score(lists, u):
-    """Kernel: the score that an item must at least reach to get in; -inf while there is room."""
-    full = lists.counts[u] == lists.scores.shape[1]
-    return lists.scores[u, 0] if full else np.float32(-np.inf)
-
-
-@njit(cache=True, nogil=True)
 def _sift_down(lists, u, size, hole, score, item):
     """Put (score, item) into the heap of `size` at `hole` or below, so that no parent is better than its child."""
     items, scores = lists.item_index, lists.scores

@@ -11,43 +11,60 @@ from typing import Final, NamedTuple
 import numpy as np
 from numba import njit
 
-from ipsrec_kernels.array_types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
+from ipsrec_kernels.array_types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array
 from ipsrec_kernels.check import check_array, check_range, read_only
+from ipsrec_kernels.cpu import PATHS, Path, runnable_paths
 from ipsrec_kernels.padding import PADDING
+from ipsrec_kernels.quantise import BLOCK_ITEMS, LONGEST_INT8, OFFSET, quantise_items
+from ipsrec_kernels.score_tile import FLOAT32_TILE, INT8_TILE
 
-BLOCK_ITEMS: Final = 128  # 128 items x 64 dims of float32 are 32 KiB: one block stays in L1 or L2 for a tile of users
+TABLE_VERSION: Final = 1  # goes up when the arrays of a table, or what they mean, change
 LANES: Final = 8  # dims are padded with zeros to a multiple of this, so that no kernel has a remainder loop
 
 
 class ItemTable(NamedTuple):
     """What retrieve() reads; immutable, shared by all worker threads. A named tuple, for kernels take it whole.
 
+    A place is a position among the M allowed items, by Euclidean norm, the largest first, equal ones by item_index. A
+    block is 256 places, a panel the places that one tile of the scan takes.
+
     Attributes:
         item_embeddings: (num_items + 1, dim) float32, row-major; dim is padded with zeros to a multiple of LANES.
         item_provider: (num_items + 1,) int32, 0 is "no provider".
         allowed: (num_items + 1,) bool, items that may be recommended; never PADDING.
-        item_index: (M,) int32, the allowed items, ascending.
-        blocks: (ceil(M / 128), dim, 128) float32, the allowed items' embeddings, transposed block by block; zeros
-            after the M-th item.
-        block_norms: (ceil(M / 128),) float64, the largest Euclidean norm in each block.
+        item_at: (M,) int32, the item of each place.
+        provider_at: (M,) int32, its provider.
+        panels: (P, dim / 4, W, 4) uint8 (path "int8") or (P, dim, W) float32: the embeddings of W places dim by dim;
+            zeros (as int8: OFFSET) after the M-th place. Whole blocks.
+        block_norms: (ceil(M / 256),) float64, the largest Euclidean norm in each block.
+        block_units: likewise, the scale of the block's int8; 1 with float32.
+        block_errors: likewise, the largest Euclidean norm of what int8 lost of an item; 0 with float32.
+        block_sizes: likewise, the largest Euclidean norm of what it kept; 0 with float32.
         provider_offsets: (largest provider_index + 2,) int64 into provider_items; provider 0 has none.
-        provider_items: (number of allowed items with a provider,) int32, provider by provider, ascending in each.
+        provider_items: (number of allowed items with a provider,) int32, provider by provider, by norm in each, the
+            largest first.
+        provider_norms: likewise float64, the items' Euclidean norms.
         dim: the model's own, before padding.
     """
 
     item_embeddings: Float32Array
     item_provider: Int32Array
     allowed: BoolArray
-    item_index: Int32Array
-    blocks: Float32Array
+    item_at: Int32Array
+    provider_at: Int32Array
+    panels: UInt8Array | Float32Array
     block_norms: Float64Array
+    block_units: Float64Array
+    block_errors: Float64Array
+    block_sizes: Float64Array
     provider_offsets: Int64Array
     provider_items: Int32Array
+    provider_norms: Float64Array
     dim: int
 
 
 def build_item_table(
-    item_embeddings: Float32Array, item_provider: Int32Array, *, allowed: BoolArray | None
+    item_embeddings: Float32Array, item_provider: Int32Array, *, allowed: BoolArray | None, path: Path | None = None
 ) -> ItemTable:
     """Lay out the items that may be recommended. Once for a model and its allow and deny lists.
 
@@ -55,15 +72,18 @@ def build_item_table(
         item_embeddings: (num_items + 1, dim) float32; row 0 belongs to PADDING and is not read.
         item_provider: (num_items + 1,) int32, provider_index of each item_index; 0 is "no provider".
         allowed: (num_items + 1,) bool, items that may be recommended; None allows all. PADDING never is.
+        path: how to scan; None for the fastest that this CPU and this dim can. Lists are the same with each.
 
     Raises:
-        ValueError: a wrong dtype or shape, a negative provider_index, or NaN or infinity in an item's embedding.
+        ValueError: a wrong dtype or shape, a negative provider_index, NaN or infinity in an item's embedding, or a
+            path that this CPU or dim cannot take.
     """
     item_embeddings = check_array("item_embeddings", item_embeddings, dtype=np.float32, ndim=2)
     item_provider = check_array("item_provider", item_provider, dtype=np.int32)
     rows, dim = item_embeddings.shape
     if rows == 0 or dim == 0:
         raise ValueError(f"item_embeddings has shape {item_embeddings.shape}, expected (num_items + 1, 1 or more)")
+    path = choose_path(dim, path)
     if allowed is None:
         allowed = np.ones(rows, np.bool_)
     allowed = check_array("allowed", allowed, dtype=np.bool_).copy()
@@ -72,30 +92,53 @@ def build_item_table(
             raise ValueError(f"{name} has {len(array)} entries, expected {rows} as item_embeddings has rows")
     check_range("item_provider", item_provider, low=0, high=np.iinfo(np.int32).max - 1)
     allowed[PADDING] = False
-    item_index = np.flatnonzero(allowed).astype(np.int32)
     embeddings = pad_dims(item_embeddings)
     norms = np.zeros(rows, np.float64)
-    _row_norms(embeddings, norms)
+    row_norms(embeddings, norms)
     norms[PADDING] = 0.0
     if not np.isfinite(norms).all():
         row = int((~np.isfinite(norms)).argmax())
         raise ValueError(f"item_embeddings[{row}] has NaN or infinity, expected finite numbers; train or export again")
-    num_blocks = -(-len(item_index) // BLOCK_ITEMS)
-    blocks = np.zeros((num_blocks, embeddings.shape[1], BLOCK_ITEMS), np.float32)
-    block_norms = np.zeros(num_blocks, np.float64)
-    _fill_blocks(embeddings, item_index, norms, blocks, block_norms)
-    provider_offsets, provider_items = _items_by_provider(item_index, item_provider)
+    items = np.flatnonzero(allowed).astype(np.int32)
+    item_at = read_only(items[np.argsort(-norms[items], kind="stable")])
+    panels, units, errors, sizes = _fill_panels(embeddings, item_at, path)
+    provider_offsets, provider_items = _items_by_provider(item_at, item_provider)
     return ItemTable(
         item_embeddings=embeddings,
         item_provider=item_provider,
         allowed=read_only(allowed),
-        item_index=read_only(item_index),
-        blocks=read_only(blocks),
-        block_norms=read_only(block_norms),
+        item_at=item_at,
+        provider_at=read_only(item_provider[item_at]),
+        panels=read_only(panels),
+        block_norms=read_only(norms[item_at[::BLOCK_ITEMS]]),
+        block_units=read_only(units),
+        block_errors=read_only(errors),
+        block_sizes=read_only(sizes),
         provider_offsets=read_only(provider_offsets),
         provider_items=read_only(provider_items),
+        provider_norms=read_only(norms[provider_items]),
         dim=dim,
     )
+
+
+def choose_path(dim: int, path: Path | None) -> Path:
+    """The path asked for, or the fastest that can be taken.
+
+    Raises:
+        ValueError: no such path, or this CPU or dim cannot take it.
+    """
+    possible = [one for one in runnable_paths() if one != "int8" or dim <= LONGEST_INT8]
+    if path is None:
+        return possible[0]
+    if path not in possible:
+        known = "" if path in PATHS else " unknown;"
+        raise ValueError(f"path is {path!r},{known} expected one of {possible} on this CPU with {dim} dims, or None")
+    return path
+
+
+def panel_items(path: Path) -> int:
+    """W, the places of a panel, on this CPU."""
+    return INT8_TILE.items if path == "int8" else FLOAT32_TILE.items
 
 
 def pad_dims(vectors: Float32Array) -> Float32Array:
@@ -104,9 +147,25 @@ def pad_dims(vectors: Float32Array) -> Float32Array:
     return read_only(np.pad(vectors, ((0, 0), (0, missing)))) if missing else vectors
 
 
-def _items_by_provider(item_index: Int32Array, item_provider: Int32Array) -> tuple[Int64Array, Int32Array]:
-    """List the allowed items of each provider: offsets and items."""
-    with_provider = item_index[item_provider[item_index] != 0]
+def _fill_panels(
+    embeddings: Float32Array, item_at: Int32Array, path: Path
+) -> tuple[UInt8Array | Float32Array, Float64Array, Float64Array, Float64Array]:
+    """Panels, and what the blocks' bounds need: units, errors, sizes."""
+    num_blocks, dims = -(-len(item_at) // BLOCK_ITEMS), embeddings.shape[1]
+    units, errors, sizes = np.ones(num_blocks), np.zeros(num_blocks), np.zeros(num_blocks)
+    width = panel_items(path)
+    if path == "int8":
+        quantised = np.full((num_blocks * BLOCK_ITEMS // width, dims // 4, width, 4), OFFSET, np.uint8)
+        quantise_items(embeddings, item_at, quantised, units, errors, sizes)
+        return quantised, units, errors, sizes
+    panels = np.zeros((num_blocks * BLOCK_ITEMS // width, dims, width), np.float32)
+    _transpose(embeddings, item_at, panels)
+    return panels, units, errors, sizes
+
+
+def _items_by_provider(item_at: Int32Array, item_provider: Int32Array) -> tuple[Int64Array, Int32Array]:
+    """List the allowed items of each provider, in the order of item_at: offsets and items."""
+    with_provider = item_at[item_provider[item_at] != 0]
     providers = item_provider[with_provider]
     counts = np.bincount(providers, minlength=int(item_provider.max()) + 1)
     offsets = np.zeros(len(counts) + 1, np.int64)
@@ -115,8 +174,8 @@ def _items_by_provider(item_index: Int32Array, item_provider: Int32Array) -> tup
 
 
 @njit(cache=True, nogil=True)
-def _row_norms(vectors, norms):
-    """Euclidean norms in float64: squares of float32 neither overflow nor vanish there."""
+def row_norms(vectors, norms):
+    """Kernel: Euclidean norms in float64: squares of float32 neither overflow nor vanish there."""
     for row in range(len(vectors)):
         total = 0.0
         for d in range(vectors.shape[1]):
@@ -125,9 +184,8 @@ def _row_norms(vectors, norms):
 
 
 @njit(cache=True, nogil=True)
-def _fill_blocks(embeddings, item_index, norms, blocks, block_norms):
-    for at in range(len(item_index)):
-        block, lane = at // BLOCK_ITEMS, at % BLOCK_ITEMS
+def _transpose(embeddings, item_at, panels):
+    width = panels.shape[2]
+    for place in range(len(item_at)):
         for d in range(embeddings.shape[1]):
-            blocks[block, d, lane] = embeddings[item_index[at], d]
-        block_norms[block] = max(block_norms[block], norms[item_index[at]])
+            panels[place // width, d, place % width] = embeddings[item_at[place], d]

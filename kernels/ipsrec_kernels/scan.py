@@ -1,103 +1,381 @@
-"""The float32 scan: which items of a block could still get into a user's list.
+"""The scan: which items could still get into a user's list, by an inner product with a proven bound.
 
-It only finds candidates; the exact score decides. So its order of additions is free, and LLVM may fuse and vectorise.
+It only finds candidates; the exact score decides. So every way of scanning gives the same lists.
+
+The bound. Let u be a user and v an item of a block, both as the float32 numbers that they are, and
+
+    value = what the tile's sum stands for: with int8, (sum of q_u * q_v) * unit of u * unit of the block;
+    bound = |u| * E + F * H + r * |u| * N + t
+
+with, over the items of the block, E the largest |v - v^|, H the largest |v^|, N the largest |v|, F = |u - u^|; u^ and
+v^ are unit * q, the numbers that int8 stands for (float32: u^ = u, v^ = v, H = 0). Then the exact score, the float64
+sum before its last rounding, is within bound of value:
+- int8: u.v - u^.v^ = u.(v - v^) + (u - u^).v^, and Cauchy-Schwarz holds each product below |u| * E and F * H. The
+  integer sum is exact. t = 0, and r = 2^-30 pays for what is rounded in float64. With D <= 2^14 dims, a unit is at most
+  N / 127 (of the user: |u| / 127), so E and F are below sqrt(D) / 254 < 1 times N and |u|, and |v^| <= 2 N, |u^| <=
+  2 |u|. Each element of v - v^ is computed with an error of at most 2^-52 * (|v_d| + N / 254), each norm with a
+  relative one of at most (D + 4) * 2^-53 < 2^-38, the scale of value with 4 * 2^-53, and the exact score's own sum
+  with D * 2^-53 * |u| * |v|: with the factors above, less than 2^-33 * |u| * N altogether.
+- float32: E = F = 0. A float32 sum of products, in any order and with or without fused operations, is within
+  g * sum|u_d * v_d| <= g * |u| * N of the true inner product, g = n * 2^-24 / (1 - n * 2^-24) (Higham, Accuracy and
+  Stability of Numerical Algorithms, section 3.1), plus an underflow for each operation: t = (D + 2) * 2^-125.
+  n = D + 4 and r = 1.01 * g pay for float64 rounding as above. Where |u| * N reaches 2^126 a sum may overflow to
+  +-inf or NaN: the bound is infinite, every item of the block is kept.
+
+The floor is a score that k items reach (shortlist.py). An item gets in only if its rounded score reaches the floor, so
+if its exact score reaches wanted = floor - |floor| * 2^-22 - 2^-148: four times half a float32 step, which also pays
+for rounding a float32 threshold. So it is kept if value >= wanted - bound; a block is passed over for a user if
+|u| * N * 1.0001 < wanted (Cauchy-Schwarz), and so are all after it, for items come by norm. A floor of +inf is taken as
+the largest float32: what rounds to +inf is at least that.
+
+Users that are done leave their tile, and the others close ranks: with 192 users side by side, what is scanned is what
+each of them needs, not what the neediest of twelve does.
+
 Kernels only; serial, GIL released (Numba's workqueue layer must not be entered from two threads).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
-from ipsrec_kernels.item_table import BLOCK_ITEMS
+from ipsrec_kernels.array_types import Float32Array, Float64Array, Int32Array, Int64Array
+from ipsrec_kernels.check import read_only
+from ipsrec_kernels.item_table import ItemTable, row_norms
+from ipsrec_kernels.left_out import is_item_left_out, is_provider_left_out, may_hold
+from ipsrec_kernels.quantise import BLOCK_ITEMS, quantise_users
+from ipsrec_kernels.score_tile import FLOAT32_TILE, INT8_TILE, float32_tile, int8_tile, lowest_bit
+from ipsrec_kernels.shortlist import tighten
 
-SCAN_USERS: Final = 4  # users that one pass over a block serves
-_UNIT_ROUNDOFF = 2.0**-24  # of float32
-_TINY = 2.0**-125  # twice the smallest normal float32: more than one product or sum loses by underflow
-_SAFE = 2.0**126  # below it, no partial sum of float32 products overflows
 _LARGEST = float(np.finfo(np.float32).max)
+_SAFE = 2.0**126  # below it, no partial sum of float32 products overflows
+_HALF_STEP = 2.0**-22
+_SMALLEST = 2.0**-148
+_REFRESHES: Final = 8  # times that all floors are raised on the way, besides where a list is full
+# With Python's error model each division is checked, and no loop with one is vectorised.
+_OPTIONS: Final[Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
-@njit(cache=True, nogil=True)
-def scan_threshold(worst, norms, dims):
-    """The float32 sum that an item needs to be able to beat a kept score; +inf if no item of the block can.
+class ScanUsers(NamedTuple):
+    """Users as the scan reads them.
 
-    With n = dims + 4, g = n * 2^-24 / (1 - n * 2^-24) and `norms` = |user| * largest |item| of the block:
-    - a float32 sum of products, in any order and with or without fused operations, is within g * sum|u_d * i_d|
-      <= g * norms of the true inner product (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1),
-      plus an underflow for each operation; 4 more than dims and the factor 1.01 also pay for the float64 rounding of
-      the exact sum and of the norms;
-    - the exact sum may be half a float32 step below `worst` and still round to it; |worst| * 2^-22 is four times that
-      and pays for rounding the threshold itself.
-    Where norms reach 2^126 a float32 sum may overflow to +-inf or NaN: the threshold is -inf, every item of the block
-    is scored exactly.
+    Attributes:
+        words: (B, steps) int32: the user's dims, one float32 or four int8 in a word.
+        norms: (B,) float64, Euclidean norm.
+        units: (B,) float64, scale of the int8; 1 with float32.
+        errors: (B,) float64, Euclidean norm of what int8 lost; 0 with float32.
+        offsets: (B,) int32, what the tile's sums have too much; 0 with float32.
+        relative: r of the bound.
+        absolute: t of the bound.
+        safe: |u| * N from which nothing is known of a sum.
+    """
+
+    words: Int32Array
+    norms: Float64Array
+    units: Float64Array
+    errors: Float64Array
+    offsets: Int32Array
+    relative: float
+    absolute: float
+    safe: float
+
+
+class _Slots(NamedTuple):
+    """The users that blocks are still scanned for, side by side in tiles.
+
+    Attributes:
+        row: (S,) int64, whose list it is.
+        wanted: (S,) float64, what an exact score must reach; +inf where there is nobody.
+        norms: (S,) float64; this and what follows as in ScanUsers.
+        errors: (S,) float64.
+        inverses: (S,) float64, 1 / unit.
+        offsets: (S,) int32.
+        words: (S / W, steps, W) int32.
+    """
+
+    row: Int64Array
+    wanted: Float64Array
+    norms: Float64Array
+    errors: Float64Array
+    inverses: Float64Array
+    offsets: Int32Array
+    words: Int32Array
+
+
+class TileScratch(NamedTuple):
+    """What a tile reads and writes: thresholds, and on success which sums reach them, and all sums.
+
+    Attributes:
+        start: (W,) int32 or float32.
+        masks: (W,) int32.
+        sums: (W, items) int32 or float32.
+    """
+
+    start: Int32Array | Float32Array
+    masks: Int32Array
+    sums: Int32Array | Float32Array
+
+
+def prepare_users(table: ItemTable, users: Float32Array) -> tuple[ScanUsers, TileScratch]:
+    """Lay users out for the table's way of scanning.
 
     Args:
-        worst: float32 score of the worst item kept; +-inf if it overflowed.
-        norms: product of the norms, float64.
-        dims: number of products.
+        table: as build_item_table made it.
+        users: (B, dims) float32, padded as the table's embeddings.
     """
-    if norms >= _SAFE or worst == -np.inf:
-        return np.float32(-np.inf)
-    kept = min(np.float64(worst), _LARGEST)  # what rounds to +inf is at least the largest float32
-    g = (dims + 4) * _UNIT_ROUNDOFF
-    g = g / (1.0 - g)
-    needed = kept - (1.01 * g * norms + abs(kept) * 2.0**-22 + (dims + 2) * _TINY)
-    if norms * 1.0001 < needed:  # Cauchy-Schwarz: no inner product exceeds the product of the norms
-        return np.float32(np.inf)
-    return np.float32(needed)
+    quantised = table.panels.dtype == np.uint8
+    shape = INT8_TILE if quantised else FLOAT32_TILE
+    num_users, dims = users.shape
+    norms, units, errors, offsets = measured = (
+        np.zeros(num_users),
+        np.ones(num_users),
+        np.zeros(num_users),
+        np.zeros(num_users, np.int32),
+    )
+    row_norms(users, norms)
+    if quantised:
+        levels = np.zeros((num_users, dims), np.int8)
+        quantise_users(users, levels, units, errors, offsets)
+        words, bound = levels.view(np.int32), (2.0**-30, 0.0, np.inf)
+    else:
+        rounding = (dims + 4) * 2.0**-24
+        words = users.view(np.int32)
+        bound = (1.01 * rounding / (1.0 - rounding), (dims + 2) * 2.0**-125, _SAFE)
+    kind: Any = np.int32 if quantised else np.float32
+    scratch = TileScratch(
+        np.zeros(shape.users, kind), np.zeros(shape.users, np.int32), np.zeros((shape.users, shape.items), kind)
+    )
+    return ScanUsers(read_only(words), *measured, *bound), scratch
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def scan_block(users, u, blocks, block, sums):
-    """Fill sums (SCAN_USERS, BLOCK_ITEMS) float32 with the inner products of users u..u + 3 and a block of items.
+def _run_tile(items, panel, users, group, scratch):
+    """Kernel: the tile of a panel of items and users[group]: a bit for each user with a sum that is large enough."""
 
-    Four users share each load of the items, four dims each load and store of the sums; the inner loop runs over items
-    and holds nothing but multiply-adds, so that LLVM vectorises it. On an AVX-512 core 4 x 4 reached 0.7 of sgemm's
-    peak; one user x 8 dims, the next thought, 0.36 (L1 and L2 loads decide), 8 users x 4 dims spills on AVX2.
-    """
-    for r in range(SCAN_USERS):
-        for j in range(BLOCK_ITEMS):
-            sums[r, j] = np.float32(0.0)
-    for d in range(0, users.shape[1], 4):
-        a0, a1, a2, a3 = users[u, d], users[u, d + 1], users[u, d + 2], users[u, d + 3]
-        b0, b1, b2, b3 = users[u + 1, d], users[u + 1, d + 1], users[u + 1, d + 2], users[u + 1, d + 3]
-        c0, c1, c2, c3 = users[u + 2, d], users[u + 2, d + 1], users[u + 2, d + 2], users[u + 2, d + 3]
-        e0, e1, e2, e3 = users[u + 3, d], users[u + 3, d + 1], users[u + 3, d + 2], users[u + 3, d + 3]
-        for j in range(BLOCK_ITEMS):
-            i0, i1 = blocks[block, d, j], blocks[block, d + 1, j]
-            i2, i3 = blocks[block, d + 2, j], blocks[block, d + 3, j]
-            sums[0, j] = sums[0, j] + a0 * i0 + a1 * i1 + a2 * i2 + a3 * i3
-            sums[1, j] = sums[1, j] + b0 * i0 + b1 * i1 + b2 * i2 + b3 * i3
-            sums[2, j] = sums[2, j] + c0 * i0 + c1 * i1 + c2 * i2 + c3 * i3
-            sums[3, j] = sums[3, j] + e0 * i0 + e1 * i1 + e2 * i2 + e3 * i3
+
+@overload(_run_tile, jit_options=_OPTIONS)
+def _compile_tile(items, panel, users, group, scratch):
+    """Choose by dtype, so that the int8 instruction is compiled only where there are int8 panels."""
+    if items.dtype == types.uint8:
+        stride = INT8_TILE.items * 4
+
+        def run_int8(items, panel, users, group, scratch):
+            steps = items.shape[1]
+            return int8_tile(
+                items.ctypes.data + panel * steps * stride,
+                users[group].ctypes.data,
+                scratch.start.ctypes.data,
+                steps,
+                scratch.masks.ctypes.data,
+                scratch.sums.ctypes.data,
+            )
+
+        return run_int8
+    stride = FLOAT32_TILE.items * 4
+
+    def run_float32(items, panel, users, group, scratch):
+        steps = items.shape[1]
+        return float32_tile(
+            items.ctypes.data + panel * steps * stride,
+            users[group].ctypes.data,
+            scratch.start.ctypes.data,
+            steps,
+            scratch.masks.ctypes.data,
+            scratch.sums.ctypes.data,
+        )
+
+    return run_float32
+
+
+def _aim(start, limits, offsets, slot):
+    """Kernel: set the tile's thresholds for sums that stand for `limits` units or more; user j is in slot + j."""
+
+
+@overload(_aim, jit_options=_OPTIONS)
+def _compile_aim(start, limits, offsets, slot):
+    if start.dtype == types.int32:
+
+        def aim_int8(start, limits, offsets, slot):
+            for j in range(len(start)):
+                # The quotient may be off by less than 1. q_u.q_v stays below 2^28.
+                whole = np.floor(limits[j]) - 1.0
+                whole = whole if whole < 2.0**29 else 2.0**29
+                whole = whole if whole > -(2.0**29) else -(2.0**29)
+                start[j] = -np.int32(whole) - offsets[slot + j]
+
+        return aim_int8
+
+    def aim_float32(start, limits, offsets, slot):
+        for j in range(len(start)):
+            start[j] = np.float32(limits[j])
+
+    return aim_float32
+
+
+def _value(total, start, offset):
+    """Kernel: the inner product, in units, that a tile's sum stands for."""
+
+
+@overload(_value, jit_options=_OPTIONS)
+def _compile_value(total, start, offset):
+    if total == types.int32:
+        return lambda total, start, offset: np.float64(np.int64(total) - start - offset)
+    return lambda total, start, offset: np.float64(total)
 
 
 @njit(cache=True, nogil=True)
-def find_survivors(sums, r, threshold, u, survivors, found):
-    """Append (u, j) to survivors for each sum j of row r that is not below the threshold (NaN is not below).
+def wanted_score(floor):
+    """Kernel: the exact score that surely rounds to the floor or above is no less than this."""
+    if floor == -np.inf:
+        return -np.inf
+    kept = min(np.float64(floor), _LARGEST)
+    return kept - (abs(kept) * _HALF_STEP + _SMALLEST)
 
-    Most blocks have none: all are counted first (an integer reduction vectorises; a maximum of floats does not), and
-    looked at one by one only in the sixteens that have some. survivors is (enough, 2) int32, filled up to `found`; how
-    far it is filled now is returned.
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def scan(table, users, scan_users, scratch, first, lists, k, cap, filters, provider_counts):
+    """Kernel: bring the lists of users first, first + 1, ... up to date with all items of the table but those left out.
+
+    Args:
+        table: as build_item_table made it.
+        users: (B, dims) float32.
+        scan_users: the same, as prepare_users made them.
+        scratch: likewise.
+        first: the first user.
+        lists: a shortlist for each user from there on that is to be scanned for; may hold exact entries of items that
+            are left out.
+        k: length of the wanted lists.
+        cap: items of one provider, 0 for any number.
+        filters: what to leave out, with the bitmaps of these users.
+        provider_counts: scratch of the shortlists.
     """
-    if _count(sums, r, threshold, 0, BLOCK_ITEMS) == 0:
-        return found
-    for start in range(0, BLOCK_ITEMS, 16):
-        if _count(sums, r, threshold, start, 16) > 0:
-            for j in range(start, start + 16):
-                if not (sums[r, j] < threshold):
-                    survivors[found, 0] = u
-                    survivors[found, 1] = j
-                    found += 1
-    return found
+    # Names for the inner loops: reading a named tuple's array there costs two atomic reference counts each time.
+    panels, item_at, provider_at, block_norms = table.panels, table.item_at, table.provider_at, table.block_norms
+    block_units, block_errors, block_sizes = table.block_units, table.block_errors, table.block_sizes
+    start, masks, sums = scratch.start, scratch.masks, scratch.sums
+    low, high, entry, counts, floors = lists.low, lists.high, lists.item, lists.counts, lists.floors
+    item_bits, provider_bits = filters.item_bits, filters.provider_bits
+    relative, absolute, safe = scan_users.relative, scan_users.absolute, scan_users.safe
+    room, (width, panel_items) = low.shape[1], sums.shape
+    groups, per_block = -(-len(counts) // width), BLOCK_ITEMS // panel_items
+    limits = np.zeros(width, np.float64)
+    tidy = np.full(len(counts), k)
+    refresh = max(4, len(block_norms) // _REFRESHES)
+    slots = _Slots(
+        np.arange(groups * width),
+        np.full(groups * width, np.inf),
+        np.zeros(groups * width),
+        np.zeros(groups * width),
+        np.zeros(groups * width),
+        np.zeros(groups * width, np.int32),
+        np.zeros((groups, scan_users.words.shape[1], width), np.int32),
+    )
+    for r in range(len(counts)):
+        slots.wanted[r] = wanted_score(floors[r])
+    _fill_slots(slots, scan_users, first, len(counts))
+    row, wanted, norms, errors = slots.row, slots.wanted, slots.norms, slots.errors
+    inverses, offsets, words = slots.inverses, slots.offsets, slots.words
+    for block in range(len(block_norms)):
+        norm, unit, error, size = block_norms[block], block_units[block], block_errors[block], block_sizes[block]
+        inverse = 1.0 / unit
+        within_reach = np.int64(0)
+        for group in range(groups):
+            slot = group * width
+            for j in range(width):
+                product = norms[slot + j] * norm
+                within_reach += np.int64(product * 1.0001 >= wanted[slot + j])
+                bound = norms[slot + j] * error + errors[slot + j] * size + relative * product + absolute
+                bound = bound if product < safe else np.inf
+                limits[j] = (wanted[slot + j] - bound) * (inverses[slot + j] * inverse)
+            _aim(start, limits, offsets, slot)
+            for panel in range(block * per_block, (block + 1) * per_block):
+                found = np.int64(_run_tile(panels, panel, words, group, scratch))
+                while found != 0:
+                    j = lowest_bit(found)
+                    found &= found - 1
+                    if wanted[slot + j] == np.inf:
+                        break  # nobody is in this slot, nor in those after it
+                    r, u = row[slot + j], first + row[slot + j]
+                    product, scale, threshold = norms[slot + j] * norm, unit / inverses[slot + j], start[j]
+                    bound = norms[slot + j] * error + errors[slot + j] * size + relative * product + absolute
+                    bound = bound if product < safe else np.inf
+                    mask = np.int64(masks[j]) & 0xFFFFFFFF
+                    while mask != 0:
+                        lane = lowest_bit(mask)
+                        mask &= mask - 1
+                        place = panel * panel_items + lane
+                        if place >= len(item_at):
+                            break
+                        item, provider = item_at[place], provider_at[place]
+                        if may_hold(item_bits, r, item) and is_item_left_out(filters, u, item):
+                            continue
+                        if may_hold(provider_bits, r, provider) and is_provider_left_out(filters, u, provider):
+                            continue
+                        at = counts[r]
+                        value = _value(sums[j, lane], threshold, offsets[slot + j]) * scale
+                        low[r, at], high[r, at] = _interval(value, bound)
+                        entry[r, at] = -item
+                        counts[r] = at + 1
+                        if at + 1 == room:
+                            tighten(lists, r, k, cap, table, users, u, provider_counts)
+                            wanted[slot + j] = wanted_score(floors[r])
+                            tidy[r] = counts[r] + k // 16
+                            limits[j] = (wanted[slot + j] - bound) * (inverses[slot + j] * inverse)
+                            _aim(start, limits, offsets, slot)
+        if (block + 1) % refresh == 0:
+            for slot in range(groups * width):
+                if wanted[slot] < np.inf and counts[row[slot]] > tidy[row[slot]]:
+                    tighten(lists, row[slot], k, cap, table, users, first + row[slot], provider_counts)
+                    wanted[slot] = wanted_score(floors[row[slot]])
+                    tidy[row[slot]] = max(k, counts[row[slot]] + k // 16)
+        if within_reach <= (groups - 1) * width:
+            remaining = _close_ranks(slots, groups * width, norm)
+            _fill_slots(slots, scan_users, first, remaining)
+            groups = -(-remaining // width)
+            if groups == 0:
+                break
 
 
 @njit(cache=True, nogil=True)
-def _count(sums, r, threshold, start, size):
-    count = np.int32(0)
-    for j in range(start, start + size):
-        count += np.int32(not (sums[r, j] < threshold))
-    return count
+def _close_ranks(slots, count, norm):
+    """Move the users to the front who could still find something in blocks of this norm; gives their number.
+
+    Who cannot never will: norms fall, and floors rise.
+    """
+    row, wanted, norms = slots.row, slots.wanted, slots.norms
+    remaining = 0
+    for slot in range(count):
+        if norms[slot] * norm * 1.0001 >= wanted[slot]:
+            row[remaining], wanted[remaining] = row[slot], wanted[slot]
+            remaining += 1
+    wanted[remaining:] = np.inf
+    return remaining
+
+
+@njit(cache=True, nogil=True)
+def _fill_slots(slots, scan_users, first, count):
+    """Copy what the first slots need of their users; the others get zeros."""
+    width = slots.words.shape[2]
+    for slot in range(-(-count // width) * width):
+        there = slot < count
+        u = first + slots.row[slot] if there else 0
+        slots.norms[slot] = scan_users.norms[u] if there else 0.0
+        slots.errors[slot] = scan_users.errors[u]
+        slots.inverses[slot] = 1.0 / scan_users.units[u]
+        slots.offsets[slot] = scan_users.offsets[u]
+        for step in range(slots.words.shape[1]):
+            slots.words[slot // width, step, slot % width] = scan_users.words[u, step] if there else 0
+
+
+@njit(cache=True, nogil=True)
+def _interval(value, bound):
+    """Float32 numbers that hold every score whose exact sum is within the bound of value."""
+    if bound == np.inf:
+        return np.float32(-np.inf), np.float32(np.inf)
+    lower, upper = value - bound, value + bound
+    return (
+        np.float32(lower - abs(lower) * _HALF_STEP - _SMALLEST),
+        np.float32(upper + abs(upper) * _HALF_STEP + _SMALLEST),
+    )

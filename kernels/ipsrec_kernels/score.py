@@ -6,8 +6,49 @@ must not be entered from two threads).
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from ipsrec_kernels.vectors import constant, fma, load, pointer, vector_of
+
+_LANES: Final = 8
+_INT64 = ir.IntType(64)
+
+
+@intrinsic
+def _dot64(typing_context: Any, left: Any, right: Any, dims: Any) -> tuple[Any, Any]:
+    """Give the sum that dot64 describes, of two rows of float32 at int64 addresses.
+
+    Numba's own loop over 8 sums is not vectorised: its rows were scored at a fifth of the speed.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        rows = [pointer(builder, address, ir.FloatType()) for address in arguments[:2]]
+        kind = vector_of(ir.DoubleType(), _LANES)
+        before, loop = builder.block, builder.append_basic_block("eight_dims")
+        after = builder.append_basic_block("lanes")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        at, sums = builder.phi(_INT64), builder.phi(kind)
+        left, right = (builder.fpext(load(builder, row, at, _LANES), kind) for row in rows)
+        added = fma(builder, left, right, sums)
+        following = builder.add(at, ir.Constant(_INT64, _LANES))
+        at.add_incoming(ir.Constant(_INT64, 0), before)
+        at.add_incoming(following, loop)
+        sums.add_incoming(constant(ir.DoubleType(), 0.0, _LANES), before)
+        sums.add_incoming(added, loop)
+        builder.cbranch(builder.icmp_signed("<", following, arguments[2]), loop, after)
+        builder.position_at_end(after)
+        total = builder.extract_element(added, ir.Constant(ir.IntType(32), 0))
+        for lane in range(1, _LANES):
+            total = builder.fadd(total, builder.extract_element(added, ir.Constant(ir.IntType(32), lane)))
+        return total
+
+    return types.float64(types.int64, types.int64, types.int64), generate
 
 
 @njit(cache=True, nogil=True)
@@ -16,19 +57,10 @@ def dot64(users, u, items, i):
 
     Lane j of 8 sums dims j, j + 8, ... from 0; then the lanes are added in order. The product of two float32 is exact
     in float64, so that the order of the additions alone decides the result, fused or not. The number of dims must be a
-    multiple of 8 (pad_dims).
+    multiple of 8 (pad_dims), the rows without gaps.
     """
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    for d in range(0, users.shape[1], 8):
-        s0 += np.float64(users[u, d]) * np.float64(items[i, d])
-        s1 += np.float64(users[u, d + 1]) * np.float64(items[i, d + 1])
-        s2 += np.float64(users[u, d + 2]) * np.float64(items[i, d + 2])
-        s3 += np.float64(users[u, d + 3]) * np.float64(items[i, d + 3])
-        s4 += np.float64(users[u, d + 4]) * np.float64(items[i, d + 4])
-        s5 += np.float64(users[u, d + 5]) * np.float64(items[i, d + 5])
-        s6 += np.float64(users[u, d + 6]) * np.float64(items[i, d + 6])
-        s7 += np.float64(users[u, d + 7]) * np.float64(items[i, d + 7])
-    return ((((((s0 + s1) + s2) + s3) + s4) + s5) + s6) + s7
+    dims = users.shape[1]
+    return _dot64(users.ctypes.data + u * dims * 4, items.ctypes.data + i * dims * 4, dims)
 
 
 @njit(cache=True, nogil=True)

@@ -1,4 +1,4 @@
-"""Exact top-k over the item table: scan in float32, decide in float64.
+"""Exact top-k over the item table: a scan with a proven bound finds what a float64 score decides.
 
 Kernels are serial and release the GIL: parallelism comes from worker threads that each own a chunk (Numba's workqueue
 layer must not be entered from two threads).
@@ -12,15 +12,20 @@ import numpy as np
 from numba import njit
 
 from ipsrec_kernels.array_types import Float32Array, Float64Array, Int32Array, Int64Array
-from ipsrec_kernels.best_list import BestLists, empty_lists, offer, sort_best_first, worst_score
+from ipsrec_kernels.best_list import BestLists, empty_lists
 from ipsrec_kernels.check import check_array, check_at_least, check_offsets, read_only
-from ipsrec_kernels.item_table import BLOCK_ITEMS, ItemTable, pad_dims
+from ipsrec_kernels.item_table import ItemTable, pad_dims
+from ipsrec_kernels.left_out import fill_bits, is_item_left_out, left_out, may_hold
 from ipsrec_kernels.padding import PADDING
+from ipsrec_kernels.prefetch import prefetch_row
 from ipsrec_kernels.ragged import Ragged, in_sorted, sorted_lists
-from ipsrec_kernels.scan import SCAN_USERS, find_survivors, scan_block, scan_threshold
+from ipsrec_kernels.scan import prepare_users, scan, wanted_score
 from ipsrec_kernels.score import age_sum, dot64, rounded
+from ipsrec_kernels.shortlist import empty_shortlists, first_lists, provider_slots, room_for, settle, tighten
 
-TILE_USERS: Final = 256  # users that share one pass over the blocks; their vectors and heaps stay in L2
+TILE_USERS: Final = 192  # users that share one pass over the blocks; their vectors and shortlists stay in L2
+_TILE_ENTRIES: Final = 1 << 19  # of all shortlists of a tile: fewer users share a pass where lists are long
+_AHEAD: Final = 6  # rows on their way from memory while one is scored
 _LARGEST_INDEX: Final = np.iinfo(np.int32).max
 
 
@@ -109,24 +114,43 @@ def retrieve(
     cap = 0 if max_per_provider is None else check_at_least("max_per_provider", max_per_provider, low=1)
     unwanted = sorted_lists("seen", seen, num_users=num_users, high=_LARGEST_INDEX)
     checked_terms = _check_terms(history, terms, num_users=num_users)
-    users = _pad(users)
-    best = empty_lists(num_users, top_k)
+    choice = None
     if candidates is not None:
         choice = sorted_lists("candidates", candidates, num_users=num_users, high=num_items)
-        _choose(table, users, unwanted, checked_terms, choice, cap, best)
-    else:
-        if terms is not None:
-            _offer_histories(table, users, unwanted, checked_terms, cap, best)
-        _scan(table, users, unwanted, checked_terms, cap, best)
-    sort_best_first(best)
+    best = empty_lists(num_users, top_k)
+    _retrieve(table, pad_dims(users), unwanted, checked_terms, choice, cap, best, with_terms=terms is not None)
     return best
 
 
-def _pad(users: Float32Array) -> Float32Array:
-    """Append zeros to rows and users, so that dims and users fill whole steps of the scan."""
-    users = pad_dims(users)
-    missing = -len(users) % SCAN_USERS
-    return read_only(np.pad(users, ((0, missing), (0, 0)))) if missing else users
+def _retrieve(
+    table: ItemTable,
+    users: Float32Array,
+    unwanted: Ragged,
+    terms: _Terms,
+    choice: Ragged | None,
+    cap: int,
+    best: BestLists,
+    *,
+    with_terms: bool,
+) -> None:
+    """Fill the lists, a tile of users at a time."""
+    top_k = best.scores.shape[1]
+    room = room_for(top_k, len(table.item_at))
+    scan_users, scratch = prepare_users(table, users)
+    passes = max(1, -(-len(users) // max(1, min(TILE_USERS, _TILE_ENTRIES // room))))
+    at_once = max(1, -(-len(users) // passes))
+    lists, slots = empty_shortlists(at_once, room), provider_slots(room)
+    filters = left_out(unwanted, terms.sorted_items, terms.sorted_providers, users_at_once=at_once)
+    for first in range(0, len(users), at_once):
+        some = first_lists(lists, min(at_once, len(users) - first))
+        if choice is not None:
+            _choose(table, users, first, unwanted, terms, choice, some, top_k, cap, slots)
+        else:
+            fill_bits(filters, first, len(some.counts))
+            scan(table, users, scan_users, scratch, first, some, top_k, cap, filters, slots)
+            if with_terms:
+                _offer_histories(table, users, scan_users.norms, first, filters, terms, some, top_k, cap, slots)
+        _finish(table, users, first, some, best, cap, slots)
 
 
 def _check_terms(history: History | None, terms: HistoryTerms | None, *, num_users: int) -> _Terms:
@@ -175,10 +199,22 @@ def _item_term(terms, u, item):
 
 
 @njit(cache=True, nogil=True)
-def _choose(table, users, unwanted, terms, choice, cap, best):
+def _offer(table, users, u, score, item, lists, r, k, cap, slots):
+    """Put an exactly scored item on list r, that of user u, if it could stay there."""
+    if score < lists.floors[r]:
+        return
+    at = lists.counts[r]
+    lists.low[r, at], lists.high[r, at], lists.item[r, at] = score, score, item
+    lists.counts[r] = at + 1
+    if at + 1 == lists.low.shape[1]:
+        tighten(lists, r, k, cap, table, users, u, slots)
+
+
+@njit(cache=True, nogil=True)
+def _choose(table, users, first, unwanted, terms, choice, lists, k, cap, slots):
     """Score every allowed candidate exactly; no scan."""
-    for u in range(len(best.counts)):
-        before = PADDING
+    for r in range(len(lists.counts)):
+        u, before = first + r, PADDING
         for at in range(choice.offsets[u], choice.offsets[u + 1]):
             item = choice.values[at]
             if item == before or not table.allowed[item] or in_sorted(unwanted, u, item):
@@ -186,110 +222,75 @@ def _choose(table, users, unwanted, terms, choice, cap, best):
             before = item
             provider_term = _provider_term(terms, u, table.item_provider[item])
             score = rounded(dot64(users, u, table.item_embeddings, item), provider_term, _item_term(terms, u, item))
-            offer(best, u, score, item, table.item_provider, cap)
+            _offer(table, users, u, score, item, lists, r, k, cap, slots)
 
 
 @njit(cache=True, nogil=True)
-def _offer_histories(table, users, unwanted, terms, cap, best):
-    """Score all items that terms can touch: those of the history's providers, and the history's own items."""
-    for u in range(len(best.counts)):
-        _offer_own_providers(table, users, u, unwanted, terms, cap, best)
-        _offer_own_items(table, users, u, unwanted, terms, cap, best)
+def _offer_histories(table, users, norms, first, filters, terms, lists, k, cap, slots):
+    """Score all items that terms can touch: the history's own items, and the others of the history's providers.
 
-
-@njit(cache=True, nogil=True)
-def _offer_own_providers(table, users, u, unwanted, terms, cap, best):
-    # Names for the inner loop: reading a named tuple's array there costs two atomic reference counts each time.
-    own, own_items = terms.sorted_providers, terms.sorted_items
-    item_embeddings, item_provider, provider_items = table.item_embeddings, table.item_provider, table.provider_items
-    before = 0  # provider 0 is "no provider"
-    for at in range(own.offsets[u], own.offsets[u + 1]):
-        provider = own.values[at]
-        if provider == before or provider >= len(table.provider_offsets) - 1:
-            continue
-        before = provider
-        provider_term = _provider_term(terms, u, provider)
-        for place in range(table.provider_offsets[provider], table.provider_offsets[provider + 1]):
-            item = provider_items[place]
-            if in_sorted(unwanted, u, item):
+    After the scan, whose floors say of most of them that they need not be looked at; before it, the scan's own floors
+    would rise sooner, and the whole took longer.
+    """
+    for r in range(len(lists.counts)):
+        _offer_own_items(table, users, first + r, filters.unwanted, terms, lists, r, k, cap, slots)
+        own, before = terms.sorted_providers, 0  # provider 0 is "no provider"
+        for at in range(own.offsets[first + r], own.offsets[first + r + 1]):
+            provider = own.values[at]
+            if provider == before or provider >= len(table.provider_offsets) - 1:
                 continue
-            item_term = _item_term(terms, u, item) if in_sorted(own_items, u, item) else 0.0
-            score = rounded(dot64(users, u, item_embeddings, item), provider_term, item_term)
-            offer(best, u, score, item, item_provider, cap)
+            before = provider
+            term = _provider_term(terms, first + r, provider)
+            _offer_provider(table, provider, term, users, first + r, norms[first + r], filters, lists, r, k, cap, slots)
 
 
 @njit(cache=True, nogil=True)
-def _offer_own_items(table, users, u, unwanted, terms, cap, best):
-    own = terms.sorted_items
-    before = PADDING
+def _offer_own_items(table, users, u, unwanted, terms, lists, r, k, cap, slots):
+    own, before = terms.sorted_items, PADDING
     for at in range(own.offsets[u], own.offsets[u + 1]):
         item = own.values[at]
-        if item == before or item >= len(table.allowed) or not table.allowed[item]:
+        if item == before or item >= len(table.allowed) or not table.allowed[item] or in_sorted(unwanted, u, item):
             continue
         before = item
-        provider = table.item_provider[item]
-        if (provider != 0 and in_sorted(terms.sorted_providers, u, provider)) or in_sorted(unwanted, u, item):
-            continue  # offered with its provider, or not wanted
-        score = rounded(dot64(users, u, table.item_embeddings, item), 0.0, _item_term(terms, u, item))
-        offer(best, u, score, item, table.item_provider, cap)
+        provider_term = _provider_term(terms, u, table.item_provider[item])
+        score = rounded(dot64(users, u, table.item_embeddings, item), provider_term, _item_term(terms, u, item))
+        _offer(table, users, u, score, item, lists, r, k, cap, slots)
 
 
 @njit(cache=True, nogil=True)
-def _scan(table, users, unwanted, terms, cap, best):
-    """Offer all other items: those whose float32 sum says that they could get into the list are scored exactly.
+def _offer_provider(table, provider, term, users, u, norm, filters, lists, r, k, cap, slots):
+    """Offer the provider's items that are neither unwanted nor the history's own.
 
-    A tile of users shares each block while it is in cache, and their survivors are offered together: a call with named
-    tuples costs two atomic reference counts for each array in them. Thresholds only rise, and an item below one can no
-    longer get in, cap or no cap: entering a full list means beating its worst. `users` has rows of zeros up to a
-    multiple of SCAN_USERS.
+    They come by norm: once |user| * |item| + term is below the floor, so are all that follow. Of the others most are
+    below it once they are scored: so the lists are asked only about those that are not.
     """
-    blocks, block_norms = table.blocks, table.block_norms
-    num_users, dims = len(best.counts), users.shape[1]
-    sums = np.empty((SCAN_USERS, BLOCK_ITEMS), np.float32)
-    survivors = np.empty((min(TILE_USERS, num_users) * BLOCK_ITEMS, 2), np.int32)
-    thresholds = np.empty(SCAN_USERS, np.float32)
-    norms = np.empty(num_users, np.float64)
-    worst = np.empty(num_users, np.float32)
-    for u in range(num_users):
-        norms[u] = np.sqrt(dot64(users, u, users, u))
-        worst[u] = worst_score(best, u)
-    for first in range(0, num_users, TILE_USERS):
-        for block in range(len(blocks)):
-            found = 0
-            for u in range(first, min(first + TILE_USERS, num_users), SCAN_USERS):
-                if _set_thresholds(worst, norms, u, block_norms[block], dims, thresholds):
-                    scan_block(users, u, blocks, block, sums)
-                    for r in range(min(SCAN_USERS, num_users - u)):
-                        found = find_survivors(sums, r, thresholds[r], u + r, survivors, found)
-            if found > 0:
-                items = table.item_index[block * BLOCK_ITEMS :]
-                _offer_survivors(table, users, unwanted, terms, cap, best, items, survivors[:found], worst)
+    # Names for the inner loop: reading a named tuple's array there costs two atomic reference counts each time.
+    item_embeddings, provider_items, item_bits = table.item_embeddings, table.provider_items, filters.item_bits
+    provider_norms = table.provider_norms
+    floor, most = lists.floors[r], term + abs(term) * 2.0**-40  # pays for the sum's rounding; 1.0001 for the norms'
+    needed = wanted_score(floor)
+    start, stop = table.provider_offsets[provider], table.provider_offsets[provider + 1]
+    for place in range(start, stop):
+        if place + _AHEAD < stop:
+            prefetch_row(item_embeddings, provider_items[place + _AHEAD])
+        if norm * provider_norms[place] * 1.0001 + most < needed:
+            break
+        item = provider_items[place]
+        score = rounded(dot64(users, u, item_embeddings, item), term, 0.0)
+        if score >= floor and not (may_hold(item_bits, r, item) and is_item_left_out(filters, u, item)):
+            _offer(table, users, u, score, item, lists, r, k, cap, slots)
+            floor = lists.floors[r]
+            needed = wanted_score(floor)
 
 
 @njit(cache=True, nogil=True)
-def _set_thresholds(worst, norms, u, block_norm, dims, thresholds):
-    """Fill in the threshold of each user of one pass; False if no item of the block can get into any of their lists."""
-    needed = False
-    for r in range(min(SCAN_USERS, len(norms) - u)):
-        thresholds[r] = scan_threshold(worst[u + r], norms[u + r] * block_norm, dims)
-        needed |= thresholds[r] < np.inf
-    return needed
-
-
-@njit(cache=True, nogil=True)
-def _offer_survivors(table, users, unwanted, terms, cap, best, items, survivors, worst):
-    """Offer the (user, place in items) pairs that are allowed to this user; brings `worst` up to date."""
-    own_providers, own_items = terms.sorted_providers, terms.sorted_items
-    item_embeddings, item_provider = table.item_embeddings, table.item_provider
-    for at in range(len(survivors)):
-        u, j = survivors[at]
-        if j >= len(items):
-            continue  # zeros that fill the last block
-        item = items[j]
-        provider = item_provider[item]
-        if provider != 0 and in_sorted(own_providers, u, provider):
-            continue  # was offered with its history terms
-        if in_sorted(own_items, u, item) or in_sorted(unwanted, u, item):
-            continue
-        offer(best, u, rounded(dot64(users, u, item_embeddings, item), 0.0, 0.0), item, item_provider, cap)
-        worst[u] = worst_score(best, u)
+def _finish(table, users, first, lists, best, cap, slots):
+    """Turn the shortlists of users first, first + 1, ... into lists."""
+    k = best.scores.shape[1]
+    for r in range(len(lists.counts)):
+        u = first + r
+        settle(lists, r, k, cap, table, users, u, slots)
+        for at in range(lists.counts[r]):
+            best.item_index[u, at] = lists.item[r, at]
+            best.scores[u, at] = lists.low[r, at]
+        best.counts[u] = lists.counts[r]
