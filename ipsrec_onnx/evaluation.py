@@ -18,6 +18,7 @@ from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.dataset import Dataset, open_dataset, read_histories, split_histories
+from ipsrec_onnx.encoding import EncoderName, check_encoder
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.histories import map_histories
 from ipsrec_onnx.id_lists import IdLists, id_lists, list_id_type
@@ -28,6 +29,7 @@ from ipsrec_onnx.pipeline import map_in_order
 from ipsrec_onnx.progress import show_progress
 from ipsrec_onnx.retrieval import Ranker, build_ranker, rank_users
 from ipsrec_onnx.session import Device
+from ipsrec_onnx.stage_times import StageTimes
 
 _CHUNK_ROWS = 1024  # users of a chunk at most
 
@@ -89,6 +91,7 @@ def evaluate(
     split: Literal["test", "valid"] = "test",
     cutoffs: Sequence[int] = (5, 10),
     exclude_seen: bool = False,
+    encoder: EncoderName = "onnxruntime",
     device: Device = "cpu",
     threads: int | None = None,
     progress: bool = False,
@@ -102,6 +105,7 @@ def evaluate(
         cutoffs: the N of the metrics.
         exclude_seen: leave the items of the history out of the ranking, as `ipsrec score` does by default. A held-out
             item that the user had taken before then counts as not found.
+        encoder: what computes the user embeddings; "fused" is on the CPU.
         device: where the model runs.
         threads: worker threads; all usable cores by default.
         progress: report progress on stderr.
@@ -115,6 +119,7 @@ def evaluate(
     started = time.perf_counter()
     if not cutoffs or min(cutoffs) < 1:
         raise ValueError(f"cutoffs are {tuple(cutoffs)}, expected one or more, each 1 or more")
+    check_encoder(encoder, device)
     opened = open_dataset(dataset)
     held_out = rank_held_out(
         open_model_file(model, device=device),
@@ -122,6 +127,7 @@ def evaluate(
         split=split,
         depth=max(cutoffs),
         exclude_seen=exclude_seen,
+        encoder=encoder,
         threads=threads,
         progress=progress,
     )
@@ -149,6 +155,7 @@ def rank_held_out(
     split: Literal["test", "valid"],
     depth: int,
     exclude_seen: bool,
+    encoder: EncoderName = "onnxruntime",
     threads: int | None = None,
     progress: bool = False,
 ) -> HeldOutRanks:
@@ -160,6 +167,7 @@ def rank_held_out(
         split: "test" foretells each user's last interaction, "valid" the one before it.
         depth: length of the lists, 1 or more; a rank beyond it is 0.
         exclude_seen: leave the items of the history out of the ranking.
+        encoder: what computes the user embeddings.
         threads: worker threads; all usable cores by default.
         progress: report progress on stderr.
 
@@ -171,7 +179,7 @@ def rank_held_out(
     where = f"dataset {dataset.path}"
     _refuse_other_kinds(histories.schema, model.catalog, where=where)
     held_out = split_histories(histories, split)
-    ranker = build_ranker(model, None, top_k=depth, keep_seen=not exclude_seen, max_per_provider=None)
+    ranker = build_ranker(model, None, top_k=depth, keep_seen=not exclude_seen, max_per_provider=None, encoder=encoder)
     chunks: list[HeldOutRanks] = []
     with show_progress(held_out.num_rows, what="users", show=progress) as advance:
         rank = functools.partial(_rank_targets, ranker=ranker, where=where)
@@ -202,7 +210,7 @@ def _rank_targets(rows: pa.RecordBatch, *, ranker: Ranker, where: str) -> HeldOu
         rows["provider_history"], kind=catalog.provider_ids.type, where=f"{where}, column provider_history"
     )
     mapped = map_histories(items, providers, catalog)
-    ranking = rank_users(ranker, mapped.known, candidates=None, cold_users="popular")
+    ranking = rank_users(ranker, mapped.known, candidates=None, cold_users="popular", times=StageTimes())
     target = find_ids(catalog.item_table, plain_ids(rows["target_item"], where=f"{where}, column target_item"))
     hits = (ranking.lists.item_index == target[:, None]) & (target != PADDING)[:, None]  # (n, top_k)
     ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)

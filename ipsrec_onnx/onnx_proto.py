@@ -1,4 +1,4 @@
-"""Reads two facts of an ONNX file without the onnx package, which a scoring machine does not have.
+"""Reads a few facts of an ONNX file without the onnx package, which a scoring machine does not have.
 
 The file may hold anything: every walk stays inside the message it was given and moves on with each step.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from typing import BinaryIO
 _GRAPH, _OPSET_IMPORT = 7, 8  # of ModelProto
 _DOMAIN, _VERSION = 1, 2  # of OperatorSetIdProto
 _INITIALIZER = 5  # of GraphProto
-_EXTERNAL_DATA = 13  # of TensorProto
+_DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL_DATA = 1, 2, 8, 9, 13  # of TensorProto
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT, _LONGEST_TEXT = 10, 4096  # bytes; a path is no longer
@@ -45,6 +46,65 @@ def external_data_files(path: str | Path) -> list[str]:
                     if texts.get(_KEY) == "location":
                         found.add(texts.get(_VALUE, ""))
     return sorted(found - {""})
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """Where a graph keeps a weight.
+
+    Attributes:
+        name: of the tensor.
+        dims: its shape.
+        data_type: TensorProto.DataType.
+        raw: where its bytes lie in the file of the graph; empty where they are elsewhere.
+        location: of the file that holds them; None where that is the graph's.
+        offset: where they start in that file.
+        length: how many; None where the file does not say.
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    data_type: int
+    raw: range
+    location: str | None
+    offset: int
+    length: int | None
+
+
+def initializers(path: str | Path) -> Iterator[Initializer]:
+    """The weights of a graph, in the order of the file."""
+    with Path(path).open("rb") as file:
+        for graph in _messages(file, _whole(file), _GRAPH):
+            for tensor in _messages(file, graph, _INITIALIZER):
+                yield _initializer(file, tensor)
+
+
+def _initializer(file: BinaryIO, tensor: range) -> Initializer:
+    name, data_type, raw = "", 0, range(0)
+    dims: list[int] = []
+    outside: dict[str, str] = {}
+    for field, value in _fields(file, tensor):
+        if field == _NAME:
+            name = _text(file, value)
+        elif field == _DIMS:
+            dims += [value] if isinstance(value, int) else _varints(file, value)
+        elif field == _DATA_TYPE and isinstance(value, int):
+            data_type = value
+        elif field == _RAW_DATA and isinstance(value, range):
+            raw = value
+        elif field == _EXTERNAL_DATA and isinstance(value, range):
+            texts = {part: _text(file, where) for part, where in _fields(file, value)}
+            outside[texts.get(_KEY, "")] = texts.get(_VALUE, "")
+    offset, length = (outside.get(key, "") for key in ("offset", "length"))
+    return Initializer(
+        name=name,
+        dims=tuple(dims),
+        data_type=data_type,
+        raw=raw,
+        location=outside.get("location"),
+        offset=int(offset) if offset.isdecimal() else 0,
+        length=int(length) if length.isdecimal() else None,
+    )
 
 
 def _whole(file: BinaryIO) -> range:
@@ -85,6 +145,18 @@ def _text(file: BinaryIO, value: int | range) -> str:
         return ""
     file.seek(value.start)
     return file.read(len(value)).decode("utf-8", errors="replace")
+
+
+def _varints(file: BinaryIO, inside: range) -> list[int]:
+    """Integers of a packed field; ends early where the bytes are none."""
+    numbers = []
+    file.seek(inside.start)
+    while file.tell() < inside.stop:
+        number = _varint(file)
+        if number < 0:
+            break
+        numbers.append(number)
+    return numbers
 
 
 def _varint(file: BinaryIO) -> int:

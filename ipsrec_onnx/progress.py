@@ -34,6 +34,12 @@ def show_progress(total: int, *, what: str, show: bool) -> Iterator[Advance]:
         yield _Lines(total, what).advance
 
 
+def show_note(note: str, *, show: bool) -> None:
+    """Write one line about the job; False stays silent."""
+    if show:
+        sys.stderr.write(f"{note}\n")
+
+
 @contextlib.contextmanager
 def _bar(total: int, what: str) -> Iterator[Advance]:
     from rich.console import Console

@@ -5,7 +5,8 @@ Scoring and evaluation both come through rank_users, so that a metric is a metri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,11 +17,14 @@ from ipsrec_kernels.item_table import ItemTable, build_item_table
 from ipsrec_kernels.popular import PopularItems, popular, popular_items
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import History, retrieve
-from ipsrec_onnx.encoding import encode
+from ipsrec_onnx.approximate import ApproximateIndex, propose
+from ipsrec_onnx.encoding import Encoder, EncoderName, open_encoder
 from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.id_lists import range_positions
+from ipsrec_onnx.index_cache import cached_item_table
 from ipsrec_onnx.model_file import ModelFile
+from ipsrec_onnx.stage_times import StageTimes
 
 ColdUsers = Literal["popular", "empty", "error"]
 
@@ -33,19 +37,23 @@ class Ranker:
 
     Attributes:
         model: the opened model file.
+        encode: computes user embeddings.
         table: the items that may be recommended, laid out for retrieval.
         popular: the same items by popularity.
         top_k: length of the lists, never above the number of items.
         keep_seen: may an item of the user's history be recommended?
         max_per_provider: at most so many items of one provider in a list; None for no limit.
+        approximate: what proposes the items that are scored; None for an exact search.
     """
 
     model: ModelFile
+    encode: Encoder
     table: ItemTable
     popular: PopularItems
     top_k: int
     keep_seen: bool
     max_per_provider: int | None
+    approximate: ApproximateIndex | None = None
 
     def users_at_once(self, most: int) -> int:
         """Users of a chunk: `most`, or fewer where their lists are long; 1 or more."""
@@ -72,6 +80,8 @@ def build_ranker(
     top_k: int,
     keep_seen: bool,
     max_per_provider: int | None,
+    encoder: EncoderName = "onnxruntime",
+    index_cache: str | Path | None = None,
 ) -> Ranker:
     """Lay out what a job needs of a model.
 
@@ -81,17 +91,25 @@ def build_ranker(
         top_k: length of the lists, 1 or more.
         keep_seen: may an item of the user's history be recommended?
         max_per_provider: at most so many items of one provider in a list, 1 or more; None for no limit.
+        encoder: what computes the user embeddings.
+        index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
 
     Raises:
-        ModelFileError: an item embedding has NaN or infinity.
+        DataError: the cache cannot be written, or its entry is broken.
+        ModelFileError: an item embedding has NaN or infinity, or the encoder has no kernels for this model.
     """
     catalog = model.catalog
+    embeddings, item_provider = model.item_embeddings, catalog.item_provider
     try:
-        table = build_item_table(model.item_embeddings, catalog.item_provider, allowed=allowed)
+        if index_cache is None:
+            table = build_item_table(embeddings, item_provider, allowed=allowed)
+        else:
+            table = cached_item_table(index_cache, embeddings, item_provider=item_provider, allowed=allowed)
     except ValueError as error:
         raise ModelFileError(f"model {model.path}: {error}") from error
     return Ranker(
         model=model,
+        encode=open_encoder(model, encoder),
         table=table,
         popular=popular_items(catalog.popularity, catalog.item_provider, allowed=allowed),
         top_k=min(top_k, catalog.num_items),
@@ -102,7 +120,12 @@ def build_ranker(
 
 
 def rank_users(
-    ranker: Ranker, histories: Histories, *, candidates: Ragged | None, cold_users: Literal["popular", "empty"]
+    ranker: Ranker,
+    histories: Histories,
+    *,
+    candidates: Ragged | None,
+    cold_users: Literal["popular", "empty"],
+    times: StageTimes,
 ) -> Ranking:
     """Rank items for some users; a user's list does not depend on the others.
 
@@ -111,6 +134,7 @@ def rank_users(
         histories: (n) known items of each user, the whole history.
         candidates: (n lists) the only item_index to choose from; None for all that are allowed.
         cold_users: what a user without a known item gets: the popular items, or an empty list.
+        times: to which encode and retrieve are added.
 
     Returns:
         (n) a list for each user, in the order of the histories.
@@ -122,27 +146,37 @@ def rank_users(
     lists = empty_lists(len(cold), ranker.top_k)
     warm_candidates, cold_candidates = (_of_users(candidates, users) for users in (~cold, cold))
     if not cold.all():
-        _fill(lists, ~cold, _rank_by_model(ranker, histories.without_empty(), warm_candidates))
+        _fill(lists, ~cold, _rank_by_model(ranker, histories.without_empty(), warm_candidates, times=times))
     if cold_users == "popular" and cold.any():
-        _fill(lists, cold, _rank_by_popularity(ranker, int(cold.sum()), cold_candidates))
+        with times.stage("retrieve"):
+            _fill(lists, cold, _rank_by_popularity(ranker, int(cold.sum()), cold_candidates))
     return Ranking(lists, cold)
 
 
-def _rank_by_model(ranker: Ranker, histories: Histories, candidates: Ragged | None) -> BestLists:
-    """Exact top-k of the full score: the model sees the newest items, the seen filter the whole history."""
-    newest, terms = histories.newest(ranker.model.max_len), ranker.model.history_terms
-    # A model that learned item weights alone has 0 for providers: without them, none of their items is rescored.
-    weighed = newest.providers if terms is not None and terms.provider.any() else np.zeros_like(newest.providers)
-    return retrieve(
-        ranker.table,
-        encode(ranker.model, newest),
-        top_k=ranker.top_k,
-        seen=None if ranker.keep_seen else Ragged(histories.items, histories.offsets),
-        history=History(newest.items, weighed, newest.offsets),
-        terms=terms,
-        candidates=candidates,
-        max_per_provider=ranker.max_per_provider,
-    )
+def _rank_by_model(ranker: Ranker, histories: Histories, candidates: Ragged | None, *, times: StageTimes) -> BestLists:
+    """Top-k of the full score: the model sees the newest items, the seen filter the whole history."""
+    with times.stage("encode"):
+        newest, terms = histories.newest(ranker.model.max_len), ranker.model.history_terms
+        user_embedding = ranker.encode(newest)
+    with times.stage("retrieve"):
+        # A model that learned item weights alone has 0 for providers: without them, none of their items is rescored.
+        weighed = newest
+        if terms is None or not terms.provider.any():
+            weighed = replace(newest, providers=np.zeros_like(newest.providers))
+        if ranker.approximate is not None and candidates is None:
+            candidates = propose(
+                ranker.approximate, ranker.table, user_embedding, weighed=None if terms is None else weighed
+            )
+        return retrieve(
+            ranker.table,
+            user_embedding,
+            top_k=ranker.top_k,
+            seen=None if ranker.keep_seen else Ragged(histories.items, histories.offsets),
+            history=History(weighed.items, weighed.providers, weighed.offsets),
+            terms=terms,
+            candidates=candidates,
+            max_per_provider=ranker.max_per_provider,
+        )
 
 
 def _rank_by_popularity(ranker: Ranker, num_users: int, candidates: Ragged | None) -> BestLists:

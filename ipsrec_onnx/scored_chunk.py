@@ -14,10 +14,11 @@ from ipsrec_kernels.ragged import Ragged
 from ipsrec_onnx.bad_rows import FINE, dead_letters, find_bad_rows, refuse_bad_rows
 from ipsrec_onnx.candidates import candidate_rows
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.histories import MappedHistories, map_histories
+from ipsrec_onnx.histories import Histories, MappedHistories, map_histories
 from ipsrec_onnx.id_lists import IdLists, id_lists
 from ipsrec_onnx.ids import find_ids
 from ipsrec_onnx.retrieval import ColdUsers, Ranker, rank_users
+from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.users import UserChunk, UserColumns
 
 UnknownItems = Literal["drop", "error"]
@@ -87,11 +88,13 @@ class ScoredChunk:
         rows: of the output.
         dead_letters: its malformed rows.
         counts: the account of it.
+        times: where the worker's time went.
     """
 
     rows: pa.Table
     dead_letters: pa.Table
     counts: ScoreCounts
+    times: StageTimes
 
 
 def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
@@ -101,26 +104,31 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
         DataError: a malformed row, an unknown item or a cold user that the rules refuse; names file, row group and row.
     """
     columns, catalog = rules.columns, rules.ranker.model.catalog
-    lists, rows, dead = _take_apart(chunk, rules)
-    provider_lists = None if columns.provider_history is None else lists[columns.provider_history]
-    mapped = map_histories(lists[columns.item_history], provider_lists, catalog)
-    if rules.unknown_items == "error":
-        _refuse_unknown_items(chunk, mapped, lists[columns.item_history], rows, columns.item_history)
-    if rules.cold_users == "error":
-        _refuse_cold_users(chunk, mapped, rows)
-    candidates = None
-    if columns.candidates is not None:
-        given = lists[columns.candidates]
-        candidates = Ragged(find_ids(catalog.item_table, given.ids), given.offsets)
+    times = StageTimes()
+    with times.stage("map"):
+        lists, rows, dead = _take_apart(chunk, rules)
+        provider_lists = None if columns.provider_history is None else lists[columns.provider_history]
+        mapped = map_histories(lists[columns.item_history], provider_lists, catalog)
+        if rules.unknown_items == "error":
+            _refuse_unknown_items(chunk, mapped, lists[columns.item_history], rows, columns.item_history)
+        if rules.cold_users == "error":
+            _refuse_cold_users(chunk, mapped, rows)
+        candidates = None
+        if columns.candidates is not None:
+            given = lists[columns.candidates]
+            candidates = Ragged(find_ids(catalog.item_table, given.ids), given.offsets)
     ranking = rank_users(
         rules.ranker,
         mapped.known,
         candidates=candidates,
         cold_users="empty" if rules.cold_users == "empty" else "popular",
+        times=times,
     )
-    user_id = chunk.rows.column(0).take(pa.array(rows))
+    with times.stage("lay_out"):
+        user_id = chunk.rows.column(0).take(pa.array(rows))
+        laid_out = candidate_rows(user_id, ranking, catalog.item_ids, schema=rules.schema)
     return ScoredChunk(
-        rows=candidate_rows(user_id, ranking, catalog.item_ids, schema=rules.schema),
+        rows=laid_out,
         dead_letters=dead,
         counts=ScoreCounts(
             rows_in=chunk.rows.num_rows,
@@ -133,7 +141,20 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
             unknown_providers=mapped.num_unknown_providers,
             unknown_candidates=0 if candidates is None else int(np.count_nonzero(candidates.values == PADDING)),
         ),
+        times=times,
     )
+
+
+def known_histories(chunk: UserChunk, rules: ScoreRules) -> Histories:
+    """Map the histories of one chunk's good rows, as score_chunk does.
+
+    Raises:
+        DataError: a malformed row that the rules refuse.
+    """
+    columns = rules.columns
+    lists, _, _ = _take_apart(chunk, rules)
+    provider_lists = None if columns.provider_history is None else lists[columns.provider_history]
+    return map_histories(lists[columns.item_history], provider_lists, rules.ranker.model.catalog).known
 
 
 def _take_apart(chunk: UserChunk, rules: ScoreRules) -> tuple[dict[str, IdLists], npt.NDArray[np.int64], pa.Table]:

@@ -13,26 +13,35 @@ import contextlib
 import functools
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
+from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
 from ipsrec_onnx.atomic import refuse_existing
 from ipsrec_onnx.bad_rows import dead_letter_schema
 from ipsrec_onnx.candidates import Layout, candidates_schema
 from ipsrec_onnx.cores import usable_cores
+from ipsrec_onnx.encoding import EncoderName, check_encoder
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.filters import AllowedItems, allowed_items
+from ipsrec_onnx.filters import allowed_items
+from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.model_file import model_file_sha256, open_model_file
 from ipsrec_onnx.pipeline import map_in_order
-from ipsrec_onnx.progress import show_progress
+from ipsrec_onnx.progress import show_note, show_progress
 from ipsrec_onnx.retrieval import ColdUsers, build_ranker
 from ipsrec_onnx.score_outputs import OutputFile, open_outputs, refuse_inputs
-from ipsrec_onnx.scored_chunk import BadRows, ScoreCounts, ScoreRules, UnknownItems, score_chunk
+from ipsrec_onnx.scored_chunk import BadRows, ScoreCounts, ScoreRules, UnknownItems, known_histories, score_chunk
 from ipsrec_onnx.session import Device
-from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users, read_chunks
+from ipsrec_onnx.stage_times import StageTimes
+from ipsrec_onnx.users import UserChunk, UserColumns, Users, check_id_kinds, open_users, read_chunks
 
-CHUNK_ROWS = 8192  # users of a chunk at most
+CHUNK_ROWS = 8192  # users of a chunk, and of a row group of the output, at most
+_CHUNKS_PER_THREAD = 8  # at least, so that no worker waits long for the last ones; in a job of fewer users,
+_LEAST_CHUNK_ROWS = 256  # this many make a chunk: fewer would leave many batches half empty
 _LONG_GROUP_ROWS = (
     1 << 16
 )  # a row of the long layout is one candidate: groups as small as chunks would swell the footer
@@ -50,6 +59,9 @@ class ScoreReport:
         allowed_items: items that could be recommended.
         unknown_allow_items: ids of the allow list that the catalog does not know.
         unknown_deny_items: likewise of the deny list.
+        approximate: how good the lists of an approximate search are; None for exact ones.
+        cpu_s: processor seconds of each stage, all threads together: read, map, encode, retrieve, lay_out, write.
+        start_s: seconds from start to the first user: opening the model, laying out the items.
         wall_s: seconds from start to the finished file.
         users_per_s: users read per second of them.
     """
@@ -61,6 +73,9 @@ class ScoreReport:
     allowed_items: int
     unknown_allow_items: int
     unknown_deny_items: int
+    approximate: Recall | None
+    cpu_s: dict[str, float]
+    start_s: float
     wall_s: float
     users_per_s: float
 
@@ -88,12 +103,15 @@ def score(
     user_column: str = "user_id",
     item_column: str = "item_history",
     provider_column: str | None = None,
+    approximate: float | None = None,
+    encoder: EncoderName = "onnxruntime",
+    index_cache: str | Path | None = None,
     device: Device = "cpu",
     threads: int | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> ScoreReport:
-    """Rank candidates for every user of a Parquet file; the lists are exact and in the order of the input's rows.
+    """Rank candidates for every user of a Parquet file, in the order of the input's rows; the lists are exact.
 
     The bytes of the output depend on the model file, the input's rows and the options, and on nothing else.
 
@@ -115,6 +133,11 @@ def score(
         item_column: column of the item histories, oldest first.
         provider_column: column of the provider histories. None takes provider_history, or, where the input has no such
             column, the catalog's provider of each item.
+        approximate: search approximately, with this recall of the exact lists (above 0, at most 1), measured on the
+            first users of the input; scores and rules stay exact. None searches exactly.
+        encoder: what computes the user embeddings: "onnxruntime" runs the file's graph, "fused" our own kernels on the
+            file's weights, on the CPU.
+        index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
         device: where the model runs.
         threads: worker threads; all usable cores by default.
         overwrite: replace an existing output.
@@ -131,6 +154,9 @@ def score(
     _check_choice("unknown_items", unknown_items, UnknownItems)
     _check_choice("cold_users", cold_users, ColdUsers)
     _check_choice("bad_rows", bad_rows, BadRows)
+    check_encoder(encoder, device)
+    if approximate is not None and not 0.0 < approximate <= 1.0:
+        raise ValueError(f"approximate is {approximate}, expected a recall above 0, at most 1")
     _check_numbers({"top_k": top_k, "max_per_provider": max_per_provider, "threads": threads})
     bad_rows_output = Path(f"{output}.bad_rows.parquet") if bad_rows == "divert" else None
     outputs = [Path(output)] if bad_rows_output is None else [Path(output), bad_rows_output]
@@ -153,10 +179,18 @@ def score(
         "allowed_items": items.num_allowed,
         "max_per_provider": max_per_provider,
         "candidates_column": candidates_column,
+        "approximate": approximate,
+        "encoder": encoder,
     }
     rules = ScoreRules(
         ranker=build_ranker(
-            model_file, items.allowed, top_k=top_k, keep_seen=keep_seen, max_per_provider=max_per_provider
+            model_file,
+            items.allowed,
+            top_k=top_k,
+            keep_seen=keep_seen,
+            max_per_provider=max_per_provider,
+            encoder=encoder,
+            index_cache=index_cache,
         ),
         columns=users.columns,
         top_k=top_k,
@@ -171,34 +205,83 @@ def score(
         ),
         dead_letter_schema=dead_letter_schema(users),
     )
+    recall = None
+    if approximate is not None:
+        index, recall = choose_recall(rules.ranker, _first_histories(users, rules), target=approximate)
+        rules = replace(rules, ranker=replace(rules.ranker, approximate=index))
+        show_note(
+            f"approximate search: recall {recall.measured:.4f} of the exact lists on {recall.users} users; looks "
+            f"through {recall.probes:,} of {recall.lists:,} lists, proposes {recall.fetch:,} items",
+            show=progress,
+        )
     group_rows = rules.ranker.users_at_once(CHUNK_ROWS) if layout == "list" else _LONG_GROUP_ROWS
     files = [OutputFile(Path(output), rules.schema, group_rows)]
     if bad_rows_output is not None:
         files.append(OutputFile(bad_rows_output, rules.dead_letter_schema, CHUNK_ROWS))
-    counts = _score_users(
+    start_s = time.perf_counter() - started
+    counts, times = _score_users(
         users, rules, files, threads=threads or usable_cores(), overwrite=overwrite, progress=progress
     )
-    return _report(output, bad_rows_output, sha256, counts, items, wall_s=time.perf_counter() - started)
+    return ScoreReport(
+        output=str(output),
+        bad_rows=None if bad_rows_output is None else str(bad_rows_output),
+        model_sha256=sha256,
+        counts=counts,
+        allowed_items=items.num_allowed,
+        unknown_allow_items=items.unknown_allow_items,
+        unknown_deny_items=items.unknown_deny_items,
+        approximate=recall,
+        cpu_s=dict(times.cpu_s),
+        start_s=start_s,
+        wall_s=(wall_s := time.perf_counter() - started),
+        users_per_s=counts.rows_in / wall_s,
+    )
+
+
+def _first_histories(users: Users, rules: ScoreRules) -> Histories:
+    """Known histories of the first users of the input, on which recall is measured."""
+    for chunk in read_chunks(users, chunk_rows=SAMPLE_USERS):
+        return known_histories(chunk, rules)
+    nobody = np.zeros(0, np.int32)
+    return Histories(nobody, nobody, np.zeros(1, np.int64))
 
 
 def _score_users(
     users: Users, rules: ScoreRules, files: list[OutputFile], *, threads: int, overwrite: bool, progress: bool
-) -> ScoreCounts:
+) -> tuple[ScoreCounts, StageTimes]:
     """Read, score and write all users; this thread reads and writes, the workers do the rest."""
-    counts = ScoreCounts()
+    counts, times = ScoreCounts(), StageTimes()
     with (
         open_outputs(files, overwrite=overwrite) as write,
         show_progress(users.num_rows, what="users", show=progress) as advance,
     ):
-        chunks = read_chunks(users, chunk_rows=rules.ranker.users_at_once(CHUNK_ROWS))
+        chunk_rows = rules.ranker.users_at_once(_chunk_rows(users.num_rows, threads))
+        chunks = _timed(read_chunks(users, chunk_rows=chunk_rows), times)
         scored = map_in_order(functools.partial(score_chunk, rules=rules), chunks, threads=threads)
         with contextlib.closing(scored):
             for chunk in scored:
-                write(chunk)
+                with times.stage("write"):
+                    write(chunk)
                 counts += chunk.counts
+                times.add(chunk.times)
                 advance(chunk.counts.rows_in)
         _check_account(users, counts)
-    return counts
+    return counts, times
+
+
+def _chunk_rows(num_rows: int, threads: int) -> int:
+    """Users of a chunk: many, for full batches, but so few that all threads have work until the end."""
+    return min(CHUNK_ROWS, max(_LEAST_CHUNK_ROWS, num_rows // (threads * _CHUNKS_PER_THREAD)))
+
+
+def _timed(chunks: Iterator[UserChunk], times: StageTimes) -> Iterator[UserChunk]:
+    """Count what reading takes."""
+    while True:
+        with times.stage("read"):
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 def _check_account(users: Users, counts: ScoreCounts) -> None:
@@ -220,25 +303,3 @@ def _check_numbers(numbers: dict[str, int | None]) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} is {number}, expected 1 or more")
-
-
-def _report(
-    output: str | Path,
-    bad_rows_output: Path | None,
-    sha256: str,
-    counts: ScoreCounts,
-    items: AllowedItems,
-    *,
-    wall_s: float,
-) -> ScoreReport:
-    return ScoreReport(
-        output=str(output),
-        bad_rows=None if bad_rows_output is None else str(bad_rows_output),
-        model_sha256=sha256,
-        counts=counts,
-        allowed_items=items.num_allowed,
-        unknown_allow_items=items.unknown_allow_items,
-        unknown_deny_items=items.unknown_deny_items,
-        wall_s=wall_s,
-        users_per_s=counts.rows_in / wall_s,
-    )

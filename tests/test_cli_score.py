@@ -320,3 +320,58 @@ def test_cuda_is_never_a_quiet_fall_to_cpu(
 
 def test_a_wrong_option_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("score", "--top-k", "0") == 2
+
+
+@pytest.mark.parametrize("value", ["0.99", "recall=0", "recall=2", "recall=x", "precision=0.5", ""])
+def test_approximate_takes_a_recall_and_nothing_else(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    paths = ("--model", model.path, "--input", tmp_path / "users.parquet", "--output", tmp_path / "o.parquet")
+    assert run("score", *paths, "--approximate", value) == 2
+    assert "try recall=0.99" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "o.parquet").exists()
+
+
+def test_an_approximate_job_says_what_recall_it_has(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss", reason="--approximate needs the extra `approximate`")
+    paths = ("--model", model.path, "--input", tmp_path / "users.parquet", "--output", tmp_path / "o.parquet")
+    assert run("score", *paths, "--approximate", "recall=0.9", "--json") == 0
+    out, err = capsys.readouterr()
+    recall = json.loads(out)["approximate"]
+    assert recall["target"] == 0.9 <= recall["measured"] <= 1.0
+    assert "approximate search: recall" in err
+
+
+def test_the_report_says_where_the_time_went(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ("--model", model.path, "--input", tmp_path / "users.parquet", "--output", tmp_path / "o.parquet")
+    assert run("score", *paths, "--json", "--quiet") == 0
+    cpu_s = json.loads(capsys.readouterr().out)["cpu_s"]
+    assert set(cpu_s) == {"read", "map", "encode", "retrieve", "lay_out", "write"}
+    assert all(seconds > 0 for seconds in cpu_s.values())
+
+
+def test_the_fused_encoder_is_refused_on_a_gpu(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ("--model", model.path, "--input", tmp_path / "users.parquet", "--output", tmp_path / "o.parquet")
+    assert run("score", *paths, "--encoder", "fused", "--device", "cuda") == 1
+    assert "--encoder fused runs on the CPU" in capsys.readouterr().err
+
+
+def test_an_index_cache_is_made_once_and_changes_no_byte(
+    tmp_path: Path, model: TinyModel, users: pa.Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ("--model", model.path, "--input", tmp_path / "users.parquet", "--overwrite", "--output")
+    assert run("score", *paths, tmp_path / "plain.parquet") == 0
+    for _ in range(2):
+        assert run("score", *paths, tmp_path / "cached.parquet", "--index-cache", tmp_path / "cache") == 0
+        assert (tmp_path / "cached.parquet").read_bytes() == (tmp_path / "plain.parquet").read_bytes()
+    (entry,) = (tmp_path / "cache").iterdir()
+    (entry / "panels.npy").write_bytes(b"")
+    capsys.readouterr()
+    assert run("score", *paths, tmp_path / "cached.parquet", "--index-cache", tmp_path / "cache") == 1
+    assert "delete that folder" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from model_files import write_model_file
 
-from ipsrec_onnx.encoding import ENCODE_BATCH, bucket_lens, encode
+from ipsrec_onnx.encoding import ENCODE_BATCH, bucket_lens, check_encoder, encode
+from ipsrec_onnx.errors import ExecutionProviderError
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.model_file import open_model_file
 
@@ -19,11 +20,12 @@ def test_buckets_hold_every_length_and_waste_little(max_len: int) -> None:
     assert widths[-1] == max_len
     assert (np.diff(widths) > 0).all()
     lengths = np.arange(1, max_len + 1)
-    assert (widths[np.searchsorted(widths, lengths)] < 2 * lengths).all()
+    assert (widths[np.searchsorted(widths, lengths)] <= 1.25 * lengths).all()
 
 
 def test_the_contracts_buckets() -> None:
-    assert bucket_lens(100).tolist() == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 100]
+    upper = [10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 100]
+    assert bucket_lens(100).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, *upper]
 
 
 def test_an_embedding_does_not_depend_on_the_company(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -45,3 +47,10 @@ def test_newest_keeps_the_last_items() -> None:
     assert newest.items.tolist() == [1, 4, 5, 6]
     assert newest.offsets.tolist() == [0, 1, 1, 4]
     assert histories.without_empty().offsets.tolist() == [0, 1, 6]
+
+
+def test_an_encoder_that_is_none_or_not_on_the_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of"):
+        check_encoder("torch", "cpu")
+    with pytest.raises(ExecutionProviderError, match="--encoder fused runs on the CPU"):
+        check_encoder("fused", "cuda")

@@ -9,6 +9,7 @@ import click
 from ipsrec_cli.options import (
     dataset_option,
     device_option,
+    encoder_option,
     json_option,
     model_file_option,
     quiet_option,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     help="N of HR@N, MRR@N and NDCG@N; give it several times for several.",
 )
 @click.option("--exclude-seen", is_flag=True, help="Leave the items of the history out of the ranking.")
+@encoder_option
 @device_option
 @threads_option
 @json_option
@@ -49,6 +51,7 @@ def evaluate(
     split: Literal["test", "valid"],
     cutoffs: tuple[int, ...],
     exclude_seen: bool,
+    encoder: Literal["onnxruntime", "fused"],
     device: Literal["cpu", "cuda"],
     threads: int | None,
     as_json: bool,
@@ -64,6 +67,7 @@ def evaluate(
         split=split,
         cutoffs=cutoffs,
         exclude_seen=exclude_seen,
+        encoder=encoder,
         device=device,
         threads=threads,
         progress=not quiet,

@@ -96,6 +96,7 @@ def _refusal(error: Exception) -> str | None:
 
 EXTRA_OF = {
     "onnxruntime": "cpu",
+    "faiss": "approximate",
     "torch": "train",
     "onnx": "train",
     "onnxscript": "train",

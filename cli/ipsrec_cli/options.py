@@ -13,5 +13,12 @@ threads_option = click.option(
 device_option = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the model runs."
 )
+encoder_option = click.option(
+    "--encoder",
+    type=click.Choice(["onnxruntime", "fused"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What computes the users: the file's graph, or faster kernels of our own for SASRec and IPSRec on a CPU.",
+)
 model_file_option = click.option("--model", "model", type=str, required=True, help="Model file (.onnx).")
 dataset_option = click.option("--dataset", type=str, required=True, help="Dataset folder made by `ipsrec prepare`.")

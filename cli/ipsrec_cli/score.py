@@ -8,6 +8,7 @@ import click
 
 from ipsrec_cli.options import (
     device_option,
+    encoder_option,
     json_option,
     model_file_option,
     overwrite_option,
@@ -17,6 +18,20 @@ from ipsrec_cli.options import (
 
 if TYPE_CHECKING:
     from ipsrec_onnx.scoring import ScoreReport
+
+
+def parse_recall(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Give R of recall=R, 0 < R <= 1."""
+    if value is None:
+        return None
+    word, _, number = value.partition("=")
+    try:
+        recall = float(number)
+    except ValueError:
+        recall = 0.0
+    if word != "recall" or not 0.0 < recall <= 1.0:
+        raise click.BadParameter(f"{value!r} is not recall=R with R above 0, at most 1; try recall=0.99", ctx, param)
+    return recall
 
 
 @click.command()
@@ -66,6 +81,15 @@ if TYPE_CHECKING:
     help="Column of provider lists; without any, the model's catalog says who offers an item.  "
     "[default: provider_history, if the input has it]",
 )
+@click.option(
+    "--approximate",
+    callback=parse_recall,
+    metavar="recall=R",
+    help="Search approximately, with recall R (0.99, say) of the exact lists, measured on the first users of the "
+    "input. Needs faiss.  [default: exact]",
+)
+@click.option("--index-cache", help="Folder in which the laid out items are kept from job to job.  [default: none]")
+@encoder_option
 @device_option
 @threads_option
 @overwrite_option
@@ -88,6 +112,9 @@ def score(
     user_column: str,
     item_column: str,
     provider_column: str | None,
+    approximate: float | None,
+    index_cache: str | None,
+    encoder: Literal["onnxruntime", "fused"],
     device: Literal["cpu", "cuda"],
     threads: int | None,
     overwrite: bool,
@@ -96,7 +123,8 @@ def score(
 ) -> None:
     """Rank candidates for every user of a Parquet file.
 
-    One output row per input row, in the same order; lists are exact, best first.
+    One output row per input row, in the same order; lists are exact (but with
+    --approximate), best first.
     """
     from ipsrec_cli.main import print_json
     from ipsrec_onnx.scoring import score as score_users
@@ -118,6 +146,9 @@ def score(
         user_column=user_column,
         item_column=item_column,
         provider_column=provider_column,
+        approximate=approximate,
+        index_cache=index_cache,
+        encoder=encoder,
         device=device,
         threads=threads,
         overwrite=overwrite,
@@ -157,4 +188,6 @@ def _print_summary(report: ScoreReport) -> None:
     console = Console(markup=False)  # names of files may have brackets
     console.print(Text(f"Candidates {report.output}"), soft_wrap=True)
     console.print(table)
+    if report.approximate is not None:
+        console.print(f"approximate: recall {report.approximate.measured:.4f} on {report.approximate.users} users")
     console.print(f"{report.wall_s:,.1f} s, {report.users_per_s:,.0f} users/s", highlight=False)

@@ -20,6 +20,7 @@ from ipsrec_export.contents import refuse_other_contents
 from ipsrec_export.gate import GateReport, run_gate
 from ipsrec_export.graph import INPUTS, USER_EMBEDDING, build_graph
 from ipsrec_export.metadata import NOT_GATED, add_metadata, metadata_bytes, set_gate
+from ipsrec_export.weight_names import weight_names
 from ipsrec_onnx.atomic import atomic_file, follow_link, refuse_existing, scratch_folder
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError
@@ -82,6 +83,7 @@ def export(
         history_terms=None if terms is None else {name: part.tolist() for name, part in terms._asdict().items()},
         training=_training(run),
         gate=NOT_GATED,
+        weights=weight_names(model.encoder, proto.graph),
     )
     with (
         _no_orphaned_data(target),

@@ -23,6 +23,7 @@ def add_metadata(
     history_terms: dict[str, list[float]] | None,
     training: dict[str, Any],
     gate: dict[str, Any],
+    weights: dict[str, str] | None = None,
 ) -> None:
     """Write everything that scoring needs into a graph's metadata_props, under the prefix `ipsrec.`.
 
@@ -34,6 +35,7 @@ def add_metadata(
         history_terms: "provider" and "item", each max_len weights by age, newest first; None for a model without.
         training: where the weights come from: dataset fingerprint, seed, epochs, metrics, versions.
         gate: what the comparison of PyTorch with ONNX Runtime found; NOT_GATED before it.
+        weights: names of the encoder's weights -> names of initializers, as weight_names gives them; None for none.
     """
     items, providers = catalog_to_table(catalog)
     onnx.helper.set_model_props(
@@ -47,6 +49,7 @@ def add_metadata(
             "ipsrec.history_terms": json.dumps(history_terms),
             "ipsrec.training": json.dumps(training),
             "ipsrec.gate": json.dumps(gate),
+            "ipsrec.weights": json.dumps(weights or {}),
         },
     )
 
