@@ -1,19 +1,22 @@
 # Everything runs from a fresh clone with Python >= 3.11 and make; nothing else needs to be installed.
 #   make demo    the main job on real grocery data, from interactions to readable candidates
 #   make test    lint, types, imports, tests
-#   make clean   remove what the two made
+#   make bench   scoring against its rivals and the machine's limits, in short; benchmarks/README.md has the long form
+#   make clean   remove what these made
 
 PYTHON ?= python3
 DEMO := .demo
 DEMO_BIN := .venv-demo/bin
 TEST_BIN := .venv-test/bin
+BENCH := .bench
+BENCH_BIN := .venv-bench/bin
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 IPSREC := $(DEMO_BIN)/ipsrec
 # Numba's cache does not see that a kernel calls one that has changed: each state of the kernels gets a cache of its own.
 KERNELS := $(shell cat kernels/ipsrec_kernels/*.py | cksum | cut -d ' ' -f 1)
 export NUMBA_CACHE_DIR = $(CURDIR)/.numba_cache/$(KERNELS)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/candidates.parquet
@@ -52,8 +55,12 @@ lint: $(TEST_BIN)/.installed
 	$(TEST_BIN)/mypy
 	PYTHONPATH=.:kernels:train:export:experiment:cli $(TEST_BIN)/lint-imports
 
+# Users and models are made once, into a folder; the last line is one JSON object.
+bench: $(BENCH_BIN)/.installed
+	$(BENCH_BIN)/python benchmarks/bench_all.py --folder $(BENCH)
+
 clean:
-	rm -rf $(DEMO) .venv-demo .venv-test .numba_cache
+	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .numba_cache
 
 # A stamp is newer than what it was made from, so that a second run installs nothing.
 $(DEMO_BIN)/.installed: pyproject.toml constraints.txt
@@ -63,5 +70,10 @@ $(DEMO_BIN)/.installed: pyproject.toml constraints.txt
 
 $(TEST_BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-test
-	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,train,experiment,dev]'
+	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,train,experiment,dev]'
+	touch $@
+
+$(BENCH_BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-bench
+	$(BENCH_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,train,bench]'
 	touch $@
