@@ -21,6 +21,7 @@ from ipsrec_onnx.session import run_session
 ENCODE_BATCH: Final = 32
 
 
+_APART: Final = 1e-4  # share of the largest number of the vectors by which two float32 encoders may differ
 EncoderName = Literal["onnxruntime", "fused"]
 Encoder = Callable[[Histories], npt.NDArray[np.float32]]  # (n histories), none empty -> (n, dim)
 
@@ -48,13 +49,31 @@ def open_encoder(model: ModelFile, name: EncoderName) -> Encoder:
         name: "onnxruntime" runs the file's graph; "fused" runs kernels of our own on the file's weights.
 
     Raises:
-        ModelFileError: there are no kernels of our own for this model.
+        ModelFileError: there are no kernels of our own for this model, or they give other vectors than its graph.
     """
     if name == "onnxruntime":
         return functools.partial(encode, model)
     from ipsrec_onnx.fused_encoder import encode_fused, open_fused_encoder  # its kernels take time to load
 
-    return functools.partial(encode_fused, open_fused_encoder(model))
+    fused = functools.partial(encode_fused, open_fused_encoder(model))
+    histories = _probe_histories(model)
+    expected = encode(model, histories)
+    apart, allowed = np.abs(fused(histories) - expected).max(), _APART * np.abs(expected).max()
+    if not apart <= allowed:
+        raise ModelFileError(
+            f"model {model.path}: the fused encoder is {apart:.1e} away from ONNX Runtime on this machine, at most "
+            f"{allowed:.1e} expected; leave --encoder fused out, and report it"
+        )
+    return fused
+
+
+def _probe_histories(model: ModelFile) -> Histories:
+    """A history of each of a few lengths, of items from all over the catalog."""
+    rng = np.random.default_rng(0)
+    lengths = np.unique([1, min(2, model.max_len), (model.max_len + 1) // 2, model.max_len])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = rng.integers(1, model.catalog.num_items + 1, offsets[-1]).astype(np.int32)
+    return Histories(items, model.catalog.item_provider[items], offsets)
 
 
 def bucket_lens(max_len: int) -> npt.NDArray[np.int64]:

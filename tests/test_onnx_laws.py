@@ -14,6 +14,7 @@ import pytest
 from ipsrec_export.export import export
 from ipsrec_onnx.dataset import open_dataset, read_histories
 from ipsrec_onnx.encoding import encode
+from ipsrec_onnx.fused_encoder import MODELS
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.scoring import score
@@ -128,6 +129,20 @@ def test_the_output_bytes_depend_on_nothing_but_the_job(model, users, tmp_path, 
         lists_of(model, users, folder, threads=threads)
         written.append((folder / "candidates.parquet").read_bytes())
     assert written[0] == written[1] == written[2]
+
+
+def test_the_fused_encoder_obeys_the_same_laws(model, users, together, tmp_path, monkeypatch):
+    if open_model_file(model).model not in MODELS:
+        pytest.skip("the fused encoder has the attention models alone")
+    fused = lists_of(model, users, tmp_path, threads=1, encoder="fused")
+    for row in range(0, len(users), 150):
+        alone = lists_of(model, users.slice(row, 1), tmp_path, threads=1, encoder="fused")
+        assert alone == {user: fused[user] for user in alone}
+    monkeypatch.setattr("ipsrec_onnx.scoring.CHUNK_ROWS", 64)
+    shuffled = users.take(pa.array(np.random.default_rng(0).permutation(len(users))))
+    assert lists_of(model, shuffled, tmp_path, threads=3, encoder="fused") == fused
+    for user, (_, scores) in fused.items():
+        np.testing.assert_allclose(scores, together[user][1], atol=1e-4)
 
 
 def test_plain_onnxruntime_gives_the_same_user_embedding(model, users, tmp_path):
