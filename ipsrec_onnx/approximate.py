@@ -94,10 +94,12 @@ def propose(
 
 def _items_of_providers(table: ItemTable, histories: Histories) -> Ragged:
     """All items of the providers of each history."""
-    known = np.where(histories.providers < len(table.provider_offsets) - 1, histories.providers, 0)
+    offsets = histories.offsets
+    providers = histories.providers[offsets[0] : offsets[-1]]
+    known = np.where(providers < len(table.provider_offsets) - 1, providers, 0)
     starts, stops = table.provider_offsets[known], table.provider_offsets[known + 1]
     positions, places = range_positions(starts, stops - starts)
-    return Ragged(table.provider_items[positions], places[histories.offsets - histories.offsets[0]])
+    return Ragged(table.provider_items[positions], places[offsets - offsets[0]])
 
 
 def _offsets(counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:

@@ -13,7 +13,7 @@ from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.retrieval import Ranker, Ranking, rank_users
 from ipsrec_onnx.stage_times import StageTimes
 
-SAMPLE_USERS = 256
+SAMPLE_USERS = 256  # with a known item
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def choose_recall(ranker: Ranker, sample: Histories, *, target: float) -> tuple[
     warm = sample.without_empty()
     if not len(warm.lengths):
         raise DataError(
-            f"--approximate: none of the first {SAMPLE_USERS} users of the input has an item that the model knows, so "
-            "that recall cannot be measured; put such users first, or leave --approximate out"
+            "--approximate: no user of the input has an item that the model knows, so that recall cannot be measured; "
+            "leave --approximate out"
         )
     exact = _rank(ranker, warm)
     index = build_approximate_index(ranker.table)

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ipsrec_kernels.check import check_array, check_offsets
 from ipsrec_kernels.dense import padded
 from ipsrec_kernels.encoder import encode_histories
 from ipsrec_kernels.encoder_arrays import Layers, Norm, StreamInput
@@ -91,9 +92,9 @@ def encode_fused(encoder: FusedEncoder, histories: Histories) -> Float32Array:
     _check(encoder, histories)
     user_embedding = np.empty((len(histories.offsets) - 1, model.dim), np.float32)
     encode_histories(
-        np.ascontiguousarray(histories.items),
-        np.ascontiguousarray(histories.providers),
-        np.ascontiguousarray(histories.offsets),
+        check_array("items", histories.items, dtype=np.int32),
+        check_array("providers", histories.providers, dtype=np.int32),
+        check_offsets("offsets", histories.offsets, num_values=len(histories.items)),
         encoder.item_input,
         encoder.provider_input,
         encoder.program.step,
@@ -146,6 +147,8 @@ def _open(model: ModelFile, names: Mapping[str, str]) -> FusedEncoder:
     item_input = _stream_input(weights, model, model.item_embeddings, stream="item_input", norm=program.norms[0])
     if program.two_streams:
         table = arrays[_PROVIDER_TABLE]
+        if len(table) != model.catalog.num_providers + 1:
+            raise ValueError(f"{len(table)} provider embeddings, expected {model.catalog.num_providers + 1}")
         provider_input = _stream_input(weights, model, table, stream="provider_input", norm=program.norms[1])
     else:
         provider_input = item_input._replace(place=np.zeros((0, model.dim), np.float32))
@@ -168,8 +171,8 @@ def _stream_input(
     if f"{stream}.segment" in weights:
         place = place + weights[f"{stream}.segment"]
     scale, shift = weights[f"{norm}.weight"], weights[f"{norm}.bias"]
-    found = (table.shape[1], place.shape, scale.shape, shift.shape)
-    expected = (model.dim, (model.max_len, model.dim), (model.dim,), (model.dim,))
+    found = (table.shape[1:], place.shape, scale.shape, shift.shape)
+    expected = ((model.dim,), (model.max_len, model.dim), (model.dim,), (model.dim,))
     if found != expected:
         raise ValueError(f"{stream} has shapes {found}, expected {expected}")
     states = padded(model.dim)
@@ -187,6 +190,8 @@ def _check(encoder: FusedEncoder, histories: Histories) -> None:
         ("items", histories.items, encoder.item_input.table),
         ("providers", histories.providers, encoder.provider_input.table),
     ):
+        if len(indices) != len(histories.items):
+            raise ValueError(f"histories have {len(histories.items)} items, but {len(indices)} {name}")
         looked_at = name == "items" or len(encoder.provider_input.place) > 0
         if looked_at and indices.size and (indices.min() < 0 or indices.max() >= len(table)):
             raise ValueError(f"histories.{name} are {indices.min()}..{indices.max()}, expected 0..{len(table) - 1}")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ipsrec_kernels.keep import drop_unknown, keep_newest
 from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.catalog import Catalog
-from ipsrec_onnx.id_lists import IdLists
+from ipsrec_onnx.id_lists import IdLists, range_positions
 from ipsrec_onnx.ids import find_ids
 
 
@@ -36,6 +36,11 @@ class Histories:
     def newest(self, max_len: int) -> Histories:
         """Keep the last max_len items of each history."""
         return Histories(*keep_newest(self.items, self.providers, self.offsets, max_len=max_len))
+
+    def of_users(self, users: npt.NDArray[np.bool_]) -> Histories:
+        """Select the histories that `users`, (n,) bool, says."""
+        positions, offsets = range_positions(self.offsets[:-1][users], self.lengths[users])
+        return Histories(self.items[positions], self.providers[positions], offsets)
 
     def without_empty(self) -> Histories:
         """Leave out the users without a history: their share of items is nothing, so only offsets change."""

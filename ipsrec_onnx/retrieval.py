@@ -163,20 +163,37 @@ def _rank_by_model(ranker: Ranker, histories: Histories, candidates: Ragged | No
         weighed = newest
         if terms is None or not terms.provider.any():
             weighed = replace(newest, providers=np.zeros_like(newest.providers))
-        if ranker.approximate is not None and candidates is None:
-            candidates = propose(
-                ranker.approximate, ranker.table, user_embedding, weighed=None if terms is None else weighed
-            )
-        return retrieve(
-            ranker.table,
-            user_embedding,
-            top_k=ranker.top_k,
-            seen=None if ranker.keep_seen else Ragged(histories.items, histories.offsets),
-            history=History(weighed.items, weighed.providers, weighed.offsets),
-            terms=terms,
-            candidates=candidates,
-            max_per_provider=ranker.max_per_provider,
-        )
+        seen = None if ranker.keep_seen else Ragged(histories.items, histories.offsets)
+        if ranker.approximate is None or candidates is not None:
+            return _retrieve(ranker, user_embedding, seen, weighed, candidates)
+        near = propose(ranker.approximate, ranker.table, user_embedding, weighed=None if terms is None else weighed)
+        lists = _retrieve(ranker, user_embedding, seen, weighed, near)
+        # All that was proposed may be seen, or of one provider: a list is short only where nothing more is allowed.
+        short = lists.counts < ranker.top_k
+        if short.any():
+            exact = _retrieve(ranker, user_embedding[short], _of_users(seen, short), weighed.of_users(short), None)
+            _fill(lists, short, exact)
+        return lists
+
+
+def _retrieve(
+    ranker: Ranker,
+    user_embedding: npt.NDArray[np.float32],
+    seen: Ragged | None,
+    weighed: Histories,
+    candidates: Ragged | None,
+) -> BestLists:
+    """Call the kernels with the rules of the job; all arguments are of the same users."""
+    return retrieve(
+        ranker.table,
+        user_embedding,
+        top_k=ranker.top_k,
+        seen=seen,
+        history=History(weighed.items, weighed.providers, weighed.offsets),
+        terms=ranker.model.history_terms,
+        candidates=candidates,
+        max_per_provider=ranker.max_per_provider,
+    )
 
 
 def _rank_by_popularity(ranker: Ranker, num_users: int, candidates: Ragged | None) -> BestLists:

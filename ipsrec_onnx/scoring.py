@@ -42,9 +42,8 @@ from ipsrec_onnx.users import UserChunk, UserColumns, Users, check_id_kinds, ope
 CHUNK_ROWS = 8192  # users of a chunk, and of a row group of the output, at most
 _CHUNKS_PER_THREAD = 8  # at least, so that no worker waits long for the last ones; in a job of fewer users,
 _LEAST_CHUNK_ROWS = 256  # this many make a chunk: fewer would leave many batches half empty
-_LONG_GROUP_ROWS = (
-    1 << 16
-)  # a row of the long layout is one candidate: groups as small as chunks would swell the footer
+# A row of the long layout is one candidate: groups as small as chunks would swell the footer.
+_LONG_GROUP_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,8 @@ def score(
         provider_column: column of the provider histories. None takes provider_history, or, where the input has no such
             column, the catalog's provider of each item.
         approximate: search approximately, with this recall of the exact lists (above 0, at most 1), measured on the
-            first users of the input; scores and rules stay exact. None searches exactly.
+            first users of the input with a known item; scores and rules stay exact. A list that comes out shorter than
+            top_k is searched exactly. None searches exactly.
         encoder: what computes the user embeddings: "onnxruntime" runs the file's graph, "fused" our own kernels on the
             file's weights, on the CPU.
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
@@ -147,6 +147,7 @@ def score(
         DataError: an input is not as the contract asks, or the output cannot be written; nothing is left behind.
         ModelFileError: the model file cannot be used.
         ExecutionProviderError: the device is not there.
+        ModuleNotFoundError: faiss, which approximate needs, is not installed.
         ValueError: an option has a value that it cannot have.
     """
     started = time.perf_counter()
@@ -239,11 +240,20 @@ def score(
 
 
 def _first_histories(users: Users, rules: ScoreRules) -> Histories:
-    """Known histories of the first users of the input, on which recall is measured."""
+    """Histories of the first SAMPLE_USERS users with a known item, on which recall is measured."""
+    parts: list[Histories] = []
+    lengths = np.zeros(0, np.int64)
     for chunk in read_chunks(users, chunk_rows=SAMPLE_USERS):
-        return known_histories(chunk, rules)
-    nobody = np.zeros(0, np.int32)
-    return Histories(nobody, nobody, np.zeros(1, np.int64))
+        parts.append(known_histories(chunk, rules).without_empty())
+        lengths = np.concatenate([lengths, parts[-1].lengths])
+        if len(lengths) >= SAMPLE_USERS:
+            break
+    nothing = np.zeros(0, np.int32)
+    return Histories(
+        np.concatenate([nothing, *(part.items for part in parts)]),
+        np.concatenate([nothing, *(part.providers for part in parts)]),
+        np.concatenate([[0], np.cumsum(lengths[:SAMPLE_USERS])]),
+    )
 
 
 def _score_users(
@@ -251,10 +261,9 @@ def _score_users(
 ) -> tuple[ScoreCounts, StageTimes]:
     """Read, score and write all users; this thread reads and writes, the workers do the rest."""
     counts, times = ScoreCounts(), StageTimes()
-    with (
-        open_outputs(files, overwrite=overwrite) as write,
-        show_progress(users.num_rows, what="users", show=progress) as advance,
-    ):
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(open_outputs(files, overwrite=overwrite))
+        advance = stack.enter_context(show_progress(users.num_rows, what="users", show=progress))
         chunk_rows = rules.ranker.users_at_once(_chunk_rows(users.num_rows, threads))
         chunks = _timed(read_chunks(users, chunk_rows=chunk_rows), times)
         scored = map_in_order(functools.partial(score_chunk, rules=rules), chunks, threads=threads)
@@ -266,6 +275,8 @@ def _score_users(
                 times.add(chunk.times)
                 advance(chunk.counts.rows_in)
         _check_account(users, counts)
+        with times.stage("write"):
+            stack.close()  # the last row groups are written now
     return counts, times
 
 

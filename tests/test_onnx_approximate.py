@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from model_files import TinyModel, write_model_file
 
+from ipsrec_kernels.item_table import build_item_table
+from ipsrec_onnx.approximate import build_approximate_index, propose
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.scoring import ScoreReport, score
 
 pytest.importorskip("faiss", reason="--approximate needs the extra `approximate`")
@@ -79,6 +83,48 @@ def test_a_history_with_weights_finds_its_providers_items_however_few_lists_are_
     ]
     assert len(own) > 20
     assert all(found["item_ids"][u] == exact["item_ids"][u] for u in own)
+
+
+@pytest.mark.parametrize("rule", ["seen", "provider"])
+def test_a_list_is_short_only_where_nothing_more_is_allowed(model, users, tmp_path, rule):
+    ids = np.random.default_rng(2).permutation(model.catalog.item_ids.to_numpy())
+    histories = users["item_history"].to_pylist()
+    histories[300] = ids[: -30 if rule == "seen" else 5].tolist()  # all but 30 items are seen, and not in the sample
+    some = users.set_column(1, "item_history", pa.array(histories))
+    options = {"keep_seen": rule == "provider", "max_per_provider": 1 if rule == "provider" else None}
+    exact_report, exact = run(model, some, tmp_path, **options)
+    report, found = run(model, some, tmp_path, approximate=0.01, **options)
+    assert [len(items) for items in found["item_ids"]] == [len(items) for items in exact["item_ids"]]
+    assert report.counts == exact_report.counts and report.approximate.measured < 1.0
+    if rule == "seen":
+        assert found["item_ids"][300] == exact["item_ids"][300]
+
+
+def test_recall_is_measured_on_known_users_however_small_the_first_files_are(model, users, tmp_path):
+    (tmp_path / "users").mkdir()
+    nobody = users.slice(0, 3).set_column(1, "item_history", pa.array([[]] * 3, pa.list_(pa.int64())))
+    for name, part in (("a", nobody), ("b", users.slice(0, 7)), ("c", users.slice(7))):
+        pq.write_table(part, tmp_path / "users" / f"{name}.parquet")
+    recall = run(model, users, tmp_path, approximate=0.9)[0].approximate
+    assert recall.users == 256
+    assert score(model.path, tmp_path / "users", tmp_path / "p", top_k=20, approximate=0.9).approximate == recall
+
+
+def test_sliced_histories_propose_the_items_of_their_own_providers(model):
+    catalog = model.catalog
+    table = build_item_table(
+        np.random.default_rng(3).normal(size=(catalog.num_items + 1, 4)).astype(np.float32),
+        catalog.item_provider,
+        allowed=None,
+    )
+    index = replace(build_approximate_index(table), probes=1)
+    providers = np.array([1, 2, 3, 0, 5], np.int32)
+    weighed = Histories(np.arange(11, 16, dtype=np.int32), providers, np.array([1, 3, 5], np.int64))
+    near = propose(index, table, np.ones((2, 4), np.float32), weighed=weighed)
+    for user, (items, own) in enumerate([({12, 13}, [2, 3]), ({14, 15}, [5])]):
+        proposed = set(near.values[near.offsets[user] : near.offsets[user + 1]].tolist())
+        wanted = items | set(np.flatnonzero(np.isin(catalog.item_provider, own)).tolist())
+        assert wanted <= proposed and len(proposed - wanted) <= 1
 
 
 def test_cold_users_get_the_popular_items(model, users, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import os
@@ -15,11 +16,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 import torch
 from encoder_files import drawn_model, random_histories, write_encoder_file
 
-from ipsrec_onnx.encoding import encode
+from ipsrec_kernels.check import read_only
+from ipsrec_kernels.encoder import encode_histories
+from ipsrec_onnx.encoding import encode, open_encoder
 from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.fused_encoder import FusedEncoder, encode_fused, fused_difference, open_fused_encoder
 from ipsrec_onnx.histories import Histories
@@ -119,6 +123,18 @@ def test_a_user_longer_than_a_group_is_encoded(rng: np.random.Generator) -> None
     assert fused_difference(encoder, histories, encode) <= CLOSE
 
 
+def test_arrays_that_may_be_written_to_are_not_compiled_for_again(
+    sasrec: tuple[Model, FusedEncoder], rng: np.random.Generator
+) -> None:
+    model, encoder = sasrec
+    histories = random_histories(rng.integers(1, 41, 5), model, rng)
+    views = (read_only(part) for part in (histories.items, histories.providers, histories.offsets))
+    expected = encode_fused(encoder, Histories(*views)).tobytes()
+    compiled = len(encode_histories.signatures)
+    assert encode_fused(encoder, histories).tobytes() == expected
+    assert len(encode_histories.signatures) == compiled
+
+
 def test_nobody_is_an_empty_answer(sasrec: tuple[Model, FusedEncoder], rng: np.random.Generator) -> None:
     model, encoder = sasrec
     histories = random_histories(np.array([], np.int64), model, rng)
@@ -147,6 +163,19 @@ def test_histories_that_the_model_cannot_take_are_refused(sasrec: tuple[Model, F
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         with pytest.raises(ValueError, match=words):
             encode_fused(encoder, Histories(items.astype(np.int32), items.astype(np.int32), offsets))
+
+
+def test_fewer_providers_than_items_are_refused(sasrec: tuple[Model, FusedEncoder]) -> None:
+    one = np.ones(1, np.int32)
+    with pytest.raises(ValueError, match="histories have 2 items, but 1 providers"):
+        encode_fused(sasrec[1], Histories(np.ones(2, np.int32), one, np.array([0, 2])))
+
+
+def test_a_catalog_of_other_providers_is_refused(tmp_path: Path) -> None:
+    model = read_model_file(write_encoder_file(tmp_path / "m.onnx", drawn_model("ipsrec-s", max_len=5, num_layers=1)))
+    catalog = dataclasses.replace(model.catalog, provider_ids=pa.array(range(21)))
+    with pytest.raises(ModelFileError, match="21 provider embeddings, expected 22; export it again"):
+        open_fused_encoder(dataclasses.replace(model, catalog=catalog))
 
 
 def test_other_models_and_older_files_are_refused(tmp_path: Path) -> None:
@@ -190,6 +219,20 @@ def test_broken_weights_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelFileError, match=words):
             open_fused_encoder(model)
         tensor.CopyFrom(before)
+
+
+def test_an_encoder_that_differs_from_the_graph_is_refused_before_a_job(tmp_path: Path) -> None:
+    path = write_encoder_file(tmp_path / "model.onnx", drawn_model("sasrec", max_len=5))
+    assert open_encoder(read_model_file(path), "fused") is not None
+    proto = onnx.load(path)
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == "ipsrec.weights")
+    names = json.loads(entry.value)
+    norms = ("layers.0.attention_norm.weight", "layers.0.attention_norm.bias")
+    assert set(norms) <= set(names)
+    entry.value = json.dumps({**names, norms[0]: names[norms[1]], norms[1]: names[norms[0]]})
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelFileError, match=r"away from ONNX Runtime on this machine.*leave --encoder fused out"):
+        open_encoder(read_model_file(path), "fused")
 
 
 @pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "sub/data"])

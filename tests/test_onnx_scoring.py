@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from model_files import TinyModel, write_model_file
 from naive_scoring import naive_score_user
 
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.row_writer import RowWriter
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.users import UserColumns, open_users, read_chunks
 
@@ -221,6 +223,22 @@ def test_row_groups_of_the_long_layout_do_not_depend_on_the_length_of_the_lists(
     metadata = pq.ParquetFile(tmp_path / "o").metadata
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     assert rows == [65_536, sum(rows) - 65_536]
+
+
+def test_writing_the_last_row_group_counts_as_writing(
+    tmp_path: Path, model: TinyModel, users: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = RowWriter.finish
+
+    def slow(writer: RowWriter) -> None:
+        started = time.thread_time()
+        while time.thread_time() < started + 0.1:
+            pass
+        finish(writer)
+
+    monkeypatch.setattr(RowWriter, "finish", slow)
+    pq.write_table(users, tmp_path / "u.parquet")
+    assert score(model.path, tmp_path / "u.parquet", tmp_path / "o", top_k=5).cpu_s["write"] >= 0.1
 
 
 def test_numbers_beyond_any_list_are_no_limit(tmp_path: Path, model: TinyModel, users: pa.Table) -> None:

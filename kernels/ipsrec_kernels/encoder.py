@@ -52,7 +52,7 @@ def encode_histories(
     buffers = make_buffers(layers, rows, users, longest)
     states = np.zeros((num_slots, rows + SLACK_ROWS, layers.output_bias.shape[1]), np.float32)
     newest = np.zeros((num_slots, users + SLACK_ROWS, states.shape[2]), np.float32)
-    zeros = np.zeros((rows, states.shape[2]), np.float32)
+    zeros = np.zeros((rows + SLACK_ROWS, states.shape[2]), np.float32)
     first = 0
     while first < len(offsets) - 1:
         stop = _end_of_group(offsets, first, step)
