@@ -11,14 +11,14 @@ The limit is sgemm: a method that multiplies each user with each item in float32
 users a second. Above 1 means faster than any such method could be.
 
 Costs are the time of ours with one thing more, over ours without: 50 seen items a user, at most 3 items of a provider,
-history terms (histories of the size's lengths, the last max_len).
+history terms (histories of the size's lengths, the last max_len), and these where the 20,000 most popular items are of
+one provider, whom nearly everybody then knows.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import platform
 import statistics
 import time
@@ -32,11 +32,11 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from limits import Limits, cpu_model
-from onnx import TensorProto, helper
+from retrieval_peers import Scores, make_peers
 from rounds import ROUNDS, Timed, in_turn, print_json, ratio_in_rounds
 from synthetic import DIM, SIZES, World, history_lengths, make_world, user_embeddings, zipf_ranks
 
-from ipsrec_kernels.cpu import PATHS
+from ipsrec_kernels.cpu import PATHS, Path
 from ipsrec_kernels.item_table import ItemTable, build_item_table
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import History, HistoryTerms, retrieve
@@ -47,8 +47,7 @@ CALL_USERS = 384  # of one call of ours
 PEER_USERS = {"onnxruntime": 128, "torch": 128, "numpy": 64, "faiss": 256, "implicit": 128}
 SEEN = 50
 CAP = 3
-
-Scores = npt.NDArray[np.float32]
+LARGEST = 20_000  # items of the provider that nearly everybody knows
 
 
 def main() -> None:
@@ -74,7 +73,9 @@ def main() -> None:
     )
     with Limits(THREADS) as limits, ThreadPoolExecutor(THREADS) as pool:
         peers = bench_peers(table, users, pool, limits, top_k=arguments.top_k, rounds=rounds)
-        costs = bench_costs(world, table, users, pool, limits, top_k=arguments.top_k, rounds=rounds)
+        costs = bench_costs(
+            world, table, users, pool, limits, path=arguments.path, top_k=arguments.top_k, rounds=rounds
+        )
     print_json({**peers, **costs, "size": arguments.size, "kind": arguments.kind, "top_k": arguments.top_k})
 
 
@@ -88,7 +89,7 @@ def bench_peers(
     table: ItemTable, users: Scores, pool: ThreadPoolExecutor, limits: Limits, *, top_k: int, rounds: int
 ) -> dict[str, Any]:
     """Time ours against every peer that is there."""
-    peers = make_peers(table.item_embeddings[1:], top_k=top_k)
+    peers = make_peers(table.item_embeddings[1:], top_k=top_k, threads=THREADS)
     ours = functools.partial(retrieve_all, pool, table, users, plain(top_k))
     scores = ours()
     for name, peer in peers.items():
@@ -104,7 +105,7 @@ def bench_peers(
         ways[name] = functools.partial(peer, users[: PEER_USERS[name]])
     timed = in_turn(ways, limits, rounds=rounds)
     limits_by_round = [
-        max(pair) * 1e9 / (2 * DIM * len(table.item_at)) for pair in zip(*[iter(peaks)] * 2, strict=True)
+        max(pair) * 1e9 / (2 * DIM * int(table.allowed.sum())) for pair in zip(*[iter(peaks)] * 2, strict=True)
     ]
     shares = [USERS / seconds / limit for seconds, limit in zip(timed["ours"].seconds, limits_by_round, strict=True)]
     limit = statistics.median(limits_by_round)
@@ -133,6 +134,7 @@ def bench_costs(
     pool: ThreadPoolExecutor,
     limits: Limits,
     *,
+    path: Path | None,
     top_k: int,
     rounds: int,
 ) -> dict[str, float]:
@@ -141,17 +143,25 @@ def bench_costs(
     seen = histories(world, rng, np.full(USERS, SEEN))
     lengths = np.minimum(history_lengths(rng, USERS, world.size.mean_length), world.size.max_len)
     recent = histories(world, rng, lengths)
-    history = History(recent.values, world.catalog.item_provider[recent.values], recent.offsets)
     ages = 1.0 / (1.0 + np.arange(world.size.max_len))
-    changes: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "seen_filter_cost": {"seen": seen},
-        "provider_cap_cost": {"max_per_provider": CAP},
-        "history_terms_cost": {"history": history, "terms": HistoryTerms(ages, ages)},
+    terms = HistoryTerms(ages, ages)
+    item_provider = world.catalog.item_provider.copy()
+    item_provider[world.by_popularity[:LARGEST]] = 1
+    one_large = build_item_table(world.embeddings, item_provider, allowed=None, path=path)
+
+    def history(providers: npt.NDArray[np.int32]) -> History:
+        return History(recent.values, providers[recent.values], recent.offsets)
+
+    changes: dict[str, tuple[ItemTable, dict[str, Any]]] = {
+        "plain": (table, {}),
+        "seen_filter_cost": (table, {"seen": seen}),
+        "provider_cap_cost": (table, {"max_per_provider": CAP}),
+        "history_terms_cost": (table, {"history": history(table.item_provider), "terms": terms}),
+        "large_provider_cost": (one_large, {"history": history(item_provider), "terms": terms}),
     }
     ways = {
-        name: functools.partial(retrieve_all, pool, table, users, plain(top_k) | change)
-        for name, change in changes.items()
+        name: functools.partial(retrieve_all, pool, laid_out, users, plain(top_k) | change)
+        for name, (laid_out, change) in changes.items()
     }
     for work in ways.values():
         work()
@@ -187,70 +197,6 @@ def retrieve_all(pool: ThreadPoolExecutor, table: ItemTable, users: Scores, aske
         return retrieve(table, users[some], **mine).scores
 
     return np.concatenate(list(pool.map(one, range(0, len(users), CALL_USERS))))
-
-
-def make_peers(items: Scores, *, top_k: int) -> dict[str, Callable[[Scores], Scores]]:
-    """Name -> users (B, dim) to scores (B, top_k), each exact over the whole catalog."""
-    torch.set_num_threads(THREADS)
-    transposed = np.ascontiguousarray(items.T)
-    session = onnxruntime.InferenceSession(top_k_model(top_k), session_options(), providers=["CPUExecutionProvider"])
-    by_torch = torch.from_numpy(np.array(items))
-
-    def run_numpy(users: Scores) -> Scores:
-        scores = users @ items.T
-        return np.take_along_axis(scores, np.argpartition(scores, -top_k, axis=1)[:, -top_k:], axis=1)
-
-    peers: dict[str, Callable[[Scores], Scores]] = {
-        "onnxruntime": lambda users: session.run(["scores"], {"users": users, "items": transposed})[0],
-        "torch": lambda users: torch.topk(torch.from_numpy(users) @ by_torch.T, top_k, dim=1).values.numpy(),
-        "numpy": run_numpy,
-    }
-    if importlib.util.find_spec("faiss") is not None:
-        import faiss
-
-        faiss.omp_set_num_threads(THREADS)
-        index = faiss.IndexFlatIP(items.shape[1])
-        index.add(items)
-        peers["faiss"] = lambda users: index.search(users, top_k)[0]
-    if importlib.util.find_spec("implicit") is not None:
-        from implicit.cpu.topk import topk
-
-        peers["implicit"] = lambda users: topk(items, users, top_k, num_threads=THREADS)[1]
-    missing = [name for name in ("faiss", "implicit") if name not in peers]
-    if missing:
-        print(f"not installed, left out: {', '.join(missing)}")
-    return peers
-
-
-def session_options() -> Any:
-    """Two threads that do not spin on after their work: they would take a core from what is timed next."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
-
-
-def top_k_model(top_k: int) -> bytes:
-    """The graph MatMul, TopK."""
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["users", "items"], ["all"]),
-            helper.make_node("TopK", ["all", "k"], ["scores", "places"], axis=-1, largest=1, sorted=1),
-        ],
-        "top_k",
-        [
-            helper.make_tensor_value_info("users", TensorProto.FLOAT, ["B", DIM]),
-            helper.make_tensor_value_info("items", TensorProto.FLOAT, [DIM, "N"]),
-        ],
-        [
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", top_k]),
-            helper.make_tensor_value_info("places", TensorProto.INT64, ["B", top_k]),
-        ],
-        [helper.make_tensor("k", TensorProto.INT64, [1], [top_k])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    model.ir_version = 10
-    return bytes(model.SerializeToString())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def cached_item_table(
     entry = Path(folder) / f"items-{fingerprint(item_embeddings, item_provider, allowed)[:32]}"
     if entry.is_dir():
         return _load(entry, item_embeddings, item_provider)
+    if os.path.lexists(entry):
+        raise DataError(f"index cache entry {entry} is a file or a broken link, expected a folder; move it elsewhere")
     table = build_item_table(item_embeddings, item_provider, allowed=allowed)
     try:
         Path(folder).mkdir(exist_ok=True)
@@ -76,14 +79,18 @@ def fingerprint(
 
 
 def _store(table: ItemTable, entry: Path) -> None:
-    """Write an entry; one that another process has stored meanwhile is replaced by its equal."""
-    with atomic_folder(entry, marker=_MARKER, overwrite=True) as temporary:
-        described: dict[str, Any] = {}
-        for name, array in table._asdict().items():
-            if name not in _FROM_THE_MODEL:
-                np.save(temporary / f"{name}.npy", array)
-                described[name] = _describe(array)
-        (temporary / _MARKER).write_text(json.dumps(described, indent=1), encoding="utf-8")
+    """Write an entry; one that another process has stored meanwhile stays: a third may be reading it."""
+    try:
+        with atomic_folder(entry, marker=_MARKER) as temporary:
+            described: dict[str, Any] = {}
+            for name, array in table._asdict().items():
+                if name not in _FROM_THE_MODEL:
+                    np.save(temporary / f"{name}.npy", array)
+                    described[name] = _describe(array)
+            (temporary / _MARKER).write_text(json.dumps(described, indent=1), encoding="utf-8")
+    except DataError:
+        if not entry.is_dir():
+            raise
 
 
 def _describe(array: npt.NDArray[Any]) -> dict[str, Any]:

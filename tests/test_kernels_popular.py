@@ -65,6 +65,13 @@ def test_popularity_that_rounds_to_the_same_float32_is_a_tie():
     assert item_index[0].tolist() == [3, 1, 2]
 
 
+def test_a_cap_counts_each_provider_of_a_long_list():
+    popularity = np.arange(400, dtype=np.int64)
+    item_provider = (np.arange(400) % 130).astype(np.int32)  # 0 is "no provider", without a cap
+    for top_k in (1, 130, 400):
+        check(popularity, item_provider, top_k=top_k, num_users=2, seen=[[399, 398, 3], []], cap=1)
+
+
 def test_everything_seen_gives_an_empty_list():
     _, _, counts = check(np.arange(6), np.ones(6, np.int32), top_k=3, num_users=2, seen=[[5, 4, 3, 2, 1], [5]])
     assert counts.tolist() == [0, 3]

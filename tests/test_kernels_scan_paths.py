@@ -103,7 +103,9 @@ def test_every_interval_holds_its_score(rng, path, monkeypatch):
         none = Ragged(np.zeros(0, np.int32), np.zeros(14, np.int64))
         scan_users, scratch = scanning.prepare_users(table, users)
         nothing = left_out(none, none, none, users_at_once=13)
-        scanning.scan(table, users, scan_users, scratch, 0, lists, 600, 0, nothing, provider_slots(601))
+        scanning.scan(
+            table, users, scan_users, scratch, 0, lists, np.arange(13), 0, 600, 0, nothing, provider_slots(601)
+        )
         exact = (users.astype(np.float64) @ items.astype(np.float64).T).astype(np.float32)
         for u in range(13):
             assert lists.counts[u] == 599

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipsrec_kernels.cpu import runnable_paths
-from ipsrec_kernels.item_table import build_item_table
+from ipsrec_kernels.item_table import BIG_PROVIDER, build_item_table
 from ipsrec_kernels.quantise import BLOCK_ITEMS
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import TILE_USERS, History, HistoryTerms, retrieve
@@ -46,7 +46,7 @@ class Case:
         self.terms = (np.array(provider_terms, np.float64), np.array(item_terms, np.float64))
         return self
 
-    def run(self, top_k, users=None, path=None):
+    def run(self, top_k, users=None, path=None, big_provider=BIG_PROVIDER):
         """retrieve() for all users, or some of them."""
         users = np.arange(len(self.users)) if users is None else users
         history = terms = None
@@ -55,7 +55,9 @@ class Case:
             history = History(values, naive.ragged([self.history[1][u] for u in users])[0], offsets)
             terms = HistoryTerms(*self.terms)
         return retrieve(
-            build_item_table(self.items, self.item_provider, allowed=self.allowed, path=path),
+            build_item_table(
+                self.items, self.item_provider, allowed=self.allowed, path=path, big_provider=big_provider
+            ),
             self.users[users],
             top_k=top_k,
             seen=None if self.seen is None else Ragged(*naive.ragged([self.seen[u] for u in users])),
@@ -80,9 +82,12 @@ class Case:
     def check(self, top_k):
         """Every list equals its twin's: items, score bits, count, and the end of the row; on every path the same."""
         item_index, scores, counts = first = self.run(top_k)
-        for path in runnable_paths()[1:]:
-            for other, one in zip(self.run(top_k, path=path), first, strict=True):
-                assert other.tobytes() == one.tobytes(), path
+        ways = [{"path": path} for path in runnable_paths()[1:]]
+        if self.terms is not None:
+            ways += [{"path": path, "big_provider": least} for path in runnable_paths() for least in (1, 20)]
+        for way in ways:
+            for other, one in zip(self.run(top_k, **way), first, strict=True):
+                assert other.tobytes() == one.tobytes(), way
         assert item_index.shape == scores.shape == (len(self.users), top_k)
         assert (item_index.dtype, scores.dtype, counts.dtype) == (np.int32, np.float32, np.int32)
         for u in range(len(self.users)):
@@ -254,6 +259,30 @@ def test_history_terms_are_part_of_the_score(rng, weights):
         case.check(top_k)
     case.seen = histories
     case.check(30)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (-1.0, 1.0), (1e4, 0.0), (1e-30, 1e30)])
+@pytest.mark.parametrize("cap", [None, 3])
+def test_a_provider_with_many_items_is_scanned_apart_and_exactly(rng, weights, cap):
+    item_provider = np.repeat([1, 2, 0], [BIG_PROVIDER, BIG_PROVIDER - 1, 500])
+    case = Case(rng.standard_normal((len(item_provider), 8)), rng.standard_normal((14, 8)), item_provider=item_provider)
+    assert build_item_table(case.items, case.item_provider, allowed=None).big_providers.tolist() == [1]
+    histories = [rng.integers(1, len(item_provider) + 1, MAX_LEN).tolist() for _ in range(13)] + [[]]
+    providers = [case.item_provider[one].tolist() for one in histories]
+    case.with_history(histories, providers, weights[0] * rng.random(MAX_LEN), weights[1] * rng.random(MAX_LEN))
+    case.seen, case.cap = [one[::2] for one in histories], cap
+    for top_k in (1, 50, 1000):
+        case.check(top_k)
+
+
+@pytest.mark.parametrize("term", [1e8, -1e8, 1e-8])
+def test_near_ties_under_a_large_term_are_told_apart(rng, term):
+    # What float32 keeps of the threshold of a sum is coarser than the differences that decide.
+    items = (1.0 + rng.permutation(900) * ULP)[:, None] * np.ones(8)
+    case = Case(items, np.ones((3, 8)) * [[1.0], [-1.0], [0.01]], item_provider=np.ones(900, np.int32))
+    case.with_history([[5], [6, 7], []], [[1], [1, 1], []], np.full(MAX_LEN, term), np.zeros(MAX_LEN))
+    for top_k in (1, 40):
+        case.check(top_k)
 
 
 def test_a_history_may_name_unknown_items_and_providers(rng):

@@ -104,7 +104,7 @@ def test_a_broken_entry_is_one_clear_error(tmp_path, parts, damage, message):
 def test_something_else_of_that_name_is_never_replaced(tmp_path, parts):
     entry = tmp_path / f"items-{fingerprint(*parts)[:32]}"
     entry.write_text("mine")
-    with pytest.raises(DataError, match="is a file or a link, expected the name of a folder"):
+    with pytest.raises(DataError, match="is a file or a broken link, expected a folder; move it elsewhere"):
         cached(tmp_path, parts)
     assert entry.read_text() == "mine"
 
@@ -122,3 +122,18 @@ def test_a_bad_model_is_refused_before_anything_is_stored(tmp_path, parts):
     with pytest.raises(ValueError, match=r"item_embeddings\[7\] has NaN"):
         cached(tmp_path / "cache", parts)
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_entry_that_another_process_stored_meanwhile_is_left_to_its_readers(tmp_path, parts, monkeypatch):
+    def build_while_another_stores(*arguments, **named):
+        monkeypatch.undo()
+        cached(tmp_path, parts)
+        (entry,) = tmp_path.iterdir()
+        stored.append((entry / "panels.npy").stat().st_ino)
+        return build_item_table(*arguments, **named)
+
+    stored = []
+    monkeypatch.setattr(index_cache, "build_item_table", build_while_another_stores)
+    cached(tmp_path, parts)
+    (entry,) = tmp_path.iterdir()
+    assert stored == [(entry / "panels.npy").stat().st_ino]

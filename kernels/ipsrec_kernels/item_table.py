@@ -18,25 +18,29 @@ from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.quantise import BLOCK_ITEMS, LONGEST_INT8, OFFSET, quantise_items
 from ipsrec_kernels.score_tile import FLOAT32_TILE, INT8_TILE
 
-TABLE_VERSION: Final = 1  # goes up when the arrays of a table, or what they mean, change
+TABLE_VERSION: Final = 2  # goes up when the arrays of a table, or what they mean, change
+# Items from which a provider gets blocks of its own. Scanning those beats scoring each item from about 200 items on;
+# the more providers have them, the larger the index.
+BIG_PROVIDER: Final = 512
 LANES: Final = 8  # dims are padded with zeros to a multiple of this, so that no kernel has a remainder loop
 
 
 class ItemTable(NamedTuple):
     """What retrieve() reads; immutable, shared by all worker threads. A named tuple, for kernels take it whole.
 
-    A place is a position among the M allowed items, by Euclidean norm, the largest first, equal ones by item_index. A
-    block is 256 places, a panel the places that one tile of the scan takes.
+    A block is 256 places, a panel the places that one tile of the scan takes. The first blocks hold all allowed items,
+    by Euclidean norm, the largest first, equal ones by item_index. Then come those of each big provider once more, in
+    the same order and in blocks of their own: users with history terms for the provider are scanned for them apart.
 
     Attributes:
         item_embeddings: (num_items + 1, dim) float32, row-major; dim is padded with zeros to a multiple of LANES.
         item_provider: (num_items + 1,) int32, 0 is "no provider".
         allowed: (num_items + 1,) bool, items that may be recommended; never PADDING.
-        item_at: (M,) int32, the item of each place.
-        provider_at: (M,) int32, its provider.
+        item_at: (blocks * 256,) int32, the item of each place; PADDING where a last block has none.
+        provider_at: likewise, its provider.
         panels: (P, dim / 4, W, 4) uint8 (path "int8") or (P, dim, W) float32: the embeddings of W places dim by dim;
-            zeros (as int8: OFFSET) after the M-th place. Whole blocks.
-        block_norms: (ceil(M / 256),) float64, the largest Euclidean norm in each block.
+            zeros (as int8: OFFSET) in a place without an item. Whole blocks.
+        block_norms: (blocks,) float64, the largest Euclidean norm in each block.
         block_units: likewise, the scale of the block's int8; 1 with float32.
         block_errors: likewise, the largest Euclidean norm of what int8 lost of an item; 0 with float32.
         block_sizes: likewise, the largest Euclidean norm of what it kept; 0 with float32.
@@ -44,6 +48,9 @@ class ItemTable(NamedTuple):
         provider_items: (number of allowed items with a provider,) int32, provider by provider, by norm in each, the
             largest first.
         provider_norms: likewise float64, the items' Euclidean norms.
+        big_providers: (G,) int32, ascending, the providers with many allowed items.
+        big_blocks: (G + 1,) int64; all items are in the blocks before big_blocks[0], those of big_providers[g] in
+            big_blocks[g]..big_blocks[g + 1] - 1.
         dim: the model's own, before padding.
     """
 
@@ -60,11 +67,18 @@ class ItemTable(NamedTuple):
     provider_offsets: Int64Array
     provider_items: Int32Array
     provider_norms: Float64Array
+    big_providers: Int32Array
+    big_blocks: Int64Array
     dim: int
 
 
 def build_item_table(
-    item_embeddings: Float32Array, item_provider: Int32Array, *, allowed: BoolArray | None, path: Path | None = None
+    item_embeddings: Float32Array,
+    item_provider: Int32Array,
+    *,
+    allowed: BoolArray | None,
+    path: Path | None = None,
+    big_provider: int = BIG_PROVIDER,
 ) -> ItemTable:
     """Lay out the items that may be recommended. Once for a model and its allow and deny lists.
 
@@ -73,6 +87,7 @@ def build_item_table(
         item_provider: (num_items + 1,) int32, provider_index of each item_index; 0 is "no provider".
         allowed: (num_items + 1,) bool, items that may be recommended; None allows all. PADDING never is.
         path: how to scan; None for the fastest that this CPU and this dim can. Lists are the same with each.
+        big_provider: allowed items from which a provider gets blocks of its own, 1 or more; likewise.
 
     Raises:
         ValueError: a wrong dtype or shape, a negative provider_index, NaN or infinity in an item's embedding, or a
@@ -100,9 +115,12 @@ def build_item_table(
         row = int((~np.isfinite(norms)).argmax())
         raise ValueError(f"item_embeddings[{row}] has NaN or infinity, expected finite numbers; train or export again")
     items = np.flatnonzero(allowed).astype(np.int32)
-    item_at = read_only(items[np.argsort(-norms[items], kind="stable")])
+    by_norm = items[np.argsort(-norms[items], kind="stable")]
+    provider_offsets, provider_items = _items_by_provider(by_norm, item_provider)
+    big_providers = np.flatnonzero(np.diff(provider_offsets) >= big_provider).astype(np.int32)
+    parts = [by_norm, *(provider_items[provider_offsets[one] : provider_offsets[one + 1]] for one in big_providers)]
+    item_at = read_only(np.concatenate([np.pad(part, (0, -len(part) % BLOCK_ITEMS)) for part in parts]))
     panels, units, errors, sizes = _fill_panels(embeddings, item_at, path)
-    provider_offsets, provider_items = _items_by_provider(item_at, item_provider)
     return ItemTable(
         item_embeddings=embeddings,
         item_provider=item_provider,
@@ -117,6 +135,8 @@ def build_item_table(
         provider_offsets=read_only(provider_offsets),
         provider_items=read_only(provider_items),
         provider_norms=read_only(norms[provider_items]),
+        big_providers=read_only(big_providers),
+        big_blocks=read_only(np.cumsum([-(-len(part) // BLOCK_ITEMS) for part in parts])),
         dim=dim,
     )
 
@@ -151,21 +171,21 @@ def _fill_panels(
     embeddings: Float32Array, item_at: Int32Array, path: Path
 ) -> tuple[UInt8Array | Float32Array, Float64Array, Float64Array, Float64Array]:
     """Panels, and what the blocks' bounds need: units, errors, sizes."""
-    num_blocks, dims = -(-len(item_at) // BLOCK_ITEMS), embeddings.shape[1]
+    num_blocks, dims = len(item_at) // BLOCK_ITEMS, embeddings.shape[1]
     units, errors, sizes = np.ones(num_blocks), np.zeros(num_blocks), np.zeros(num_blocks)
     width = panel_items(path)
     if path == "int8":
-        quantised = np.full((num_blocks * BLOCK_ITEMS // width, dims // 4, width, 4), OFFSET, np.uint8)
+        quantised = np.full((len(item_at) // width, dims // 4, width, 4), OFFSET, np.uint8)
         quantise_items(embeddings, item_at, quantised, units, errors, sizes)
         return quantised, units, errors, sizes
-    panels = np.zeros((num_blocks * BLOCK_ITEMS // width, dims, width), np.float32)
+    panels = np.zeros((len(item_at) // width, dims, width), np.float32)
     _transpose(embeddings, item_at, panels)
     return panels, units, errors, sizes
 
 
-def _items_by_provider(item_at: Int32Array, item_provider: Int32Array) -> tuple[Int64Array, Int32Array]:
-    """List the allowed items of each provider, in the order of item_at: offsets and items."""
-    with_provider = item_at[item_provider[item_at] != 0]
+def _items_by_provider(by_norm: Int32Array, item_provider: Int32Array) -> tuple[Int64Array, Int32Array]:
+    """List the allowed items of each provider, in the order of by_norm: offsets and items."""
+    with_provider = by_norm[item_provider[by_norm] != 0]
     providers = item_provider[with_provider]
     counts = np.bincount(providers, minlength=int(item_provider.max()) + 1)
     offsets = np.zeros(len(counts) + 1, np.int64)
@@ -187,5 +207,7 @@ def row_norms(vectors, norms):
 def _transpose(embeddings, item_at, panels):
     width = panels.shape[2]
     for place in range(len(item_at)):
-        for d in range(embeddings.shape[1]):
-            panels[place // width, d, place % width] = embeddings[item_at[place], d]
+        item = item_at[place]
+        if item != PADDING:
+            for d in range(embeddings.shape[1]):
+                panels[place // width, d, place % width] = embeddings[item, d]

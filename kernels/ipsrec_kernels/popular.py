@@ -16,6 +16,7 @@ from ipsrec_kernels.best_list import BestLists, empty_lists, offer, sort_best_fi
 from ipsrec_kernels.check import check_array, check_at_least, read_only
 from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.ragged import Ragged, in_sorted, sorted_lists
+from ipsrec_kernels.shortlist import count_up, provider_slots
 
 
 class PopularItems(NamedTuple):
@@ -92,7 +93,7 @@ def popular(
     unwanted = sorted_lists("seen", seen, num_users=num_users, high=np.iinfo(np.int32).max)
     best = empty_lists(num_users, top_k)
     if candidates is None:
-        _walk(items, unwanted, cap, best)
+        _walk(items, unwanted, cap, best, provider_slots(min(top_k, len(items.order))))
         return best
     choice = sorted_lists("candidates", candidates, num_users=num_users, high=len(items.scores) - 1)
     _choose(choice, items, unwanted, cap, best)
@@ -101,26 +102,16 @@ def popular(
 
 
 @njit(cache=True, nogil=True)
-def _has_room(best, u, provider, item_provider, cap):
-    """May this list take one more item of the provider?"""
-    if cap == 0 or provider == 0:
-        return True
-    of_provider = 0
-    for at in range(best.counts[u]):
-        of_provider += item_provider[best.item_index[u, at]] == provider
-    return of_provider < cap
-
-
-@njit(cache=True, nogil=True)
-def _walk(items, unwanted, cap, best):
-    """Walk down the ranking until the list is full."""
+def _walk(items, unwanted, cap, best, slots):
+    """Walk down the ranking until the list is full; slots: room to count the providers of one list."""
     order, scores, item_provider = items.order, items.scores, items.item_provider
     for u in range(len(best.counts)):
+        slots[:] = 0
         for item in order:
             count = best.counts[u]
             if count == best.item_index.shape[1]:
                 break
-            if in_sorted(unwanted, u, item) or not _has_room(best, u, item_provider[item], item_provider, cap):
+            if in_sorted(unwanted, u, item) or (cap > 0 and count_up(slots, item_provider[item]) > cap):
                 continue
             best.item_index[u, count] = item
             best.scores[u, count] = scores[item]

@@ -12,6 +12,8 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from ipsrec_kernels.padding import PADDING
+
 BLOCK_ITEMS: Final = 256  # items that share a scale and a bound; sorted by norm, they are of one size
 OFFSET: Final = 128  # what is added to an item's q
 LONGEST_INT8: Final = 1 << 14  # dims up to which no int32 sum of the scan can overflow: 4 * 128 * 128 * 2^14 = 2^30
@@ -24,7 +26,7 @@ def quantise_items(embeddings, item_at, panels, units, errors, sizes):
 
     Args:
         embeddings: (rows, D) float32, D a multiple of 4.
-        item_at: (M,) int32, the row of each place.
+        item_at: (blocks * BLOCK_ITEMS,) int32, the row of each place; PADDING after the last of a block.
         panels: (P, D / 4, W, 4) uint8 out, filled with OFFSET: a place without an item is a vector of zeros.
         units: (blocks,) float64 out, the scale of the block.
         errors: (blocks,) float64 out, the largest Euclidean norm of v - unit * q.
@@ -32,7 +34,9 @@ def quantise_items(embeddings, item_at, panels, units, errors, sizes):
     """
     dims, width = embeddings.shape[1], panels.shape[2]
     for block in range(len(units)):
-        first, stop = block * BLOCK_ITEMS, min((block + 1) * BLOCK_ITEMS, len(item_at))
+        first, stop = block * BLOCK_ITEMS, (block + 1) * BLOCK_ITEMS
+        while item_at[stop - 1] == PADDING:
+            stop -= 1
         largest = np.float32(0.0)
         for place in range(first, stop):
             item = item_at[place]

@@ -28,6 +28,10 @@ for rounding a float32 threshold. So it is kept if value >= wanted - bound; a bl
 |u| * N * 1.0001 < wanted (Cauchy-Schwarz), and so are all after it, for items come by norm. A floor of +inf is taken as
 the largest float32: what rounds to +inf is at least that.
 
+With a history term p, the same for all items that a user is scanned for, the score is float32(dot + p), and an item is
+kept if dot reaches wanted - p - |p| * 2^-22. The last part pays for rounding sums with p in float64, and what is left
+of p in a float32 threshold: near the floor |dot| is at most |wanted| + |p| and a little.
+
 Users that are done leave their tile, and the others close ranks: with 192 users side by side, what is scanned is what
 each of them needs, not what the neediest of twelve does.
 
@@ -46,6 +50,7 @@ from ipsrec_kernels.array_types import Float32Array, Float64Array, Int32Array, I
 from ipsrec_kernels.check import read_only
 from ipsrec_kernels.item_table import ItemTable, row_norms
 from ipsrec_kernels.left_out import is_item_left_out, is_provider_left_out, may_hold
+from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.quantise import BLOCK_ITEMS, quantise_users
 from ipsrec_kernels.score_tile import FLOAT32_TILE, INT8_TILE, float32_tile, int8_tile, lowest_bit
 from ipsrec_kernels.shortlist import tighten
@@ -234,18 +239,26 @@ def wanted_score(floor):
     return kept - (abs(kept) * _HALF_STEP + _SMALLEST)
 
 
+@njit(cache=True, nogil=True)
+def _wanted_dot(floor, term):
+    """What an item's inner product must reach, if a term is added to it."""
+    return wanted_score(floor) - term - abs(term) * _HALF_STEP
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def scan(table, users, scan_users, scratch, first, lists, k, cap, filters, provider_counts):
-    """Kernel: bring the lists of users first, first + 1, ... up to date with all items of the table but those left out.
+def scan(table, users, scan_users, scratch, first, lists, rows, part, k, cap, filters, provider_counts):
+    """Kernel: bring lists up to date with all items of a part of the table but those left out.
 
     Args:
         table: as build_item_table made it.
         users: (B, dims) float32.
         scan_users: the same, as prepare_users made them.
         scratch: likewise.
-        first: the first user.
-        lists: a shortlist for each user from there on that is to be scanned for; may hold exact entries of items that
-            are left out.
+        first: the user of list 0.
+        lists: a shortlist for each user from there on; may hold exact entries of items that are left out. All that is
+            not exact has the list's term, as what is scanned for has.
+        rows: (R,) int64, the lists to bring up to date.
+        part: 0 for all items, without those of the history's providers; g + 1 for those of big_providers[g].
         k: length of the wanted lists.
         cap: items of one provider, 0 for any number.
         filters: what to leave out, with the bitmaps of these users.
@@ -255,16 +268,17 @@ def scan(table, users, scan_users, scratch, first, lists, k, cap, filters, provi
     panels, item_at, provider_at, block_norms = table.panels, table.item_at, table.provider_at, table.block_norms
     block_units, block_errors, block_sizes = table.block_units, table.block_errors, table.block_sizes
     start, masks, sums = scratch.start, scratch.masks, scratch.sums
-    low, high, entry, counts, floors = lists.low, lists.high, lists.item, lists.counts, lists.floors
+    low, high, entry, counts, floors, terms = lists
     item_bits, provider_bits = filters.item_bits, filters.provider_bits
     relative, absolute, safe = scan_users.relative, scan_users.absolute, scan_users.safe
     room, (width, panel_items) = low.shape[1], sums.shape
-    groups, per_block = -(-len(counts) // width), BLOCK_ITEMS // panel_items
+    groups, per_block = -(-len(rows) // width), BLOCK_ITEMS // panel_items
+    begin, stop = 0 if part == 0 else table.big_blocks[part - 1], table.big_blocks[part]
     limits = np.zeros(width, np.float64)
     tidy = np.full(len(counts), k)
-    refresh = max(4, len(block_norms) // _REFRESHES)
+    refresh = max(4, (stop - begin) // _REFRESHES)
     slots = _Slots(
-        np.arange(groups * width),
+        np.zeros(groups * width, np.int64),
         np.full(groups * width, np.inf),
         np.zeros(groups * width),
         np.zeros(groups * width),
@@ -272,12 +286,13 @@ def scan(table, users, scan_users, scratch, first, lists, k, cap, filters, provi
         np.zeros(groups * width, np.int32),
         np.zeros((groups, scan_users.words.shape[1], width), np.int32),
     )
-    for r in range(len(counts)):
-        slots.wanted[r] = wanted_score(floors[r])
-    _fill_slots(slots, scan_users, first, len(counts))
+    for slot in range(len(rows)):
+        slots.row[slot] = rows[slot]
+        slots.wanted[slot] = _wanted_dot(floors[rows[slot]], terms[rows[slot]])
+    _fill_slots(slots, scan_users, first, len(rows))
     row, wanted, norms, errors = slots.row, slots.wanted, slots.norms, slots.errors
     inverses, offsets, words = slots.inverses, slots.offsets, slots.words
-    for block in range(len(block_norms)):
+    for block in range(begin, stop):
         norm, unit, error, size = block_norms[block], block_units[block], block_errors[block], block_sizes[block]
         inverse = 1.0 / unit
         within_reach = np.int64(0)
@@ -297,7 +312,7 @@ def scan(table, users, scan_users, scratch, first, lists, k, cap, filters, provi
                     found &= found - 1
                     if wanted[slot + j] == np.inf:
                         break  # nobody is in this slot, nor in those after it
-                    r, u = row[slot + j], first + row[slot + j]
+                    r, u, term = row[slot + j], first + row[slot + j], terms[row[slot + j]]
                     product, scale, threshold = norms[slot + j] * norm, unit / inverses[slot + j], start[j]
                     bound = norms[slot + j] * error + errors[slot + j] * size + relative * product + absolute
                     bound = bound if product < safe else np.inf
@@ -306,29 +321,30 @@ def scan(table, users, scan_users, scratch, first, lists, k, cap, filters, provi
                         lane = lowest_bit(mask)
                         mask &= mask - 1
                         place = panel * panel_items + lane
-                        if place >= len(item_at):
-                            break
                         item, provider = item_at[place], provider_at[place]
+                        if item == PADDING:
+                            break
                         if may_hold(item_bits, r, item) and is_item_left_out(filters, u, item):
                             continue
-                        if may_hold(provider_bits, r, provider) and is_provider_left_out(filters, u, provider):
+                        in_bits = part == 0 and may_hold(provider_bits, r, provider)
+                        if in_bits and is_provider_left_out(filters, u, provider):
                             continue
                         at = counts[r]
                         value = _value(sums[j, lane], threshold, offsets[slot + j]) * scale
-                        low[r, at], high[r, at] = _interval(value, bound)
+                        low[r, at], high[r, at] = _interval(value + term, bound + abs(term) * _HALF_STEP)
                         entry[r, at] = -item
                         counts[r] = at + 1
                         if at + 1 == room:
                             tighten(lists, r, k, cap, table, users, u, provider_counts)
-                            wanted[slot + j] = wanted_score(floors[r])
+                            wanted[slot + j] = _wanted_dot(floors[r], term)
                             tidy[r] = counts[r] + k // 16
                             limits[j] = (wanted[slot + j] - bound) * (inverses[slot + j] * inverse)
                             _aim(start, limits, offsets, slot)
-        if (block + 1) % refresh == 0:
+        if (block + 1 - begin) % refresh == 0:
             for slot in range(groups * width):
                 if wanted[slot] < np.inf and counts[row[slot]] > tidy[row[slot]]:
                     tighten(lists, row[slot], k, cap, table, users, first + row[slot], provider_counts)
-                    wanted[slot] = wanted_score(floors[row[slot]])
+                    wanted[slot] = _wanted_dot(floors[row[slot]], terms[row[slot]])
                     tidy[row[slot]] = max(k, counts[row[slot]] + k // 16)
         if within_reach <= (groups - 1) * width:
             remaining = _close_ranks(slots, groups * width, norm)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ipsrec_kernels.array_types import Float32Array, Int32Array, Int64Array
+from ipsrec_kernels.array_types import Float32Array, Float64Array, Int32Array, Int64Array
 from ipsrec_kernels.bits import from_order, to_order
 from ipsrec_kernels.prefetch import prefetch_row
 from ipsrec_kernels.score import dot64, rounded
@@ -39,6 +39,7 @@ class Shortlists(NamedTuple):
         item: (U, room) int32, item_index; negative while the score is not exact.
         counts: (U,) int64, entries of each user.
         floors: (U,) float32, what an item's high must reach; -inf at first. It only rises.
+        terms: (U,) float64, the history term of each entry that is not exact; 0 at first.
     """
 
     low: Float32Array
@@ -46,6 +47,7 @@ class Shortlists(NamedTuple):
     item: Int32Array
     counts: Int64Array
     floors: Float32Array
+    terms: Float64Array
 
 
 def empty_shortlists(num_users: int, room: int) -> Shortlists:
@@ -57,16 +59,23 @@ def empty_shortlists(num_users: int, room: int) -> Shortlists:
         np.empty(shape, np.int32),
         np.zeros(num_users, np.int64),
         np.full(num_users, -np.inf, np.float32),
+        np.zeros(num_users),
     )
 
 
 def first_lists(lists: Shortlists, count: int) -> Shortlists:
     """The first lists, emptied, for other users."""
     some = Shortlists(
-        lists.low[:count], lists.high[:count], lists.item[:count], lists.counts[:count], lists.floors[:count]
+        lists.low[:count],
+        lists.high[:count],
+        lists.item[:count],
+        lists.counts[:count],
+        lists.floors[:count],
+        lists.terms[:count],
     )
     some.counts[:] = 0
     some.floors[:] = -np.inf
+    some.terms[:] = 0.0
     return some
 
 
@@ -106,8 +115,8 @@ def kth_largest(values, count, k, at_least):
 
 
 @njit(cache=True, nogil=True)
-def _count_up(slots, provider):
-    """How many items of this provider have come, this one included; 0 for "no provider".
+def count_up(slots, provider):
+    """Kernel: how many items of this provider have come, this one included; 0 for "no provider".
 
     slots: (2^n, 2) int32, a hash table of provider and count, zeros at first; more slots than providers.
     """
@@ -129,7 +138,7 @@ def _picked(low, item, count, floor, item_provider, cap, slots):
     picked = 0
     for at in range(count):
         if low[at] >= floor:
-            picked += _count_up(slots, item_provider[abs(item[at])]) <= cap
+            picked += count_up(slots, item_provider[abs(item[at])]) <= cap
     return picked
 
 
@@ -184,7 +193,7 @@ def tighten(lists, u, k, cap, table, users, user, slots):
 @njit(cache=True, nogil=True)
 def _score_from(lists, u, floor, item_embeddings, users, user):
     """Score exactly what is not, if its low reaches the floor; gives how many that were."""
-    low, high, item = lists.low[u], lists.high[u], lists.item[u]
+    low, high, item, term = lists.low[u], lists.high[u], lists.item[u], lists.terms[u]
     scored = 0
     for at in range(lists.counts[u]):
         if item[at] < 0 and low[at] >= floor:
@@ -195,20 +204,26 @@ def _score_from(lists, u, floor, item_embeddings, users, user):
     for at in range(lists.counts[u]):
         if item[at] < 0 and low[at] >= floor:
             item[at] = -item[at]
-            low[at] = rounded(dot64(users, user, item_embeddings, item[at]), 0.0, 0.0)
+            low[at] = rounded(dot64(users, user, item_embeddings, item[at]), term, 0.0)
             high[at] = low[at]
     return scored
 
 
 @njit(cache=True, nogil=True)
-def settle(lists, u, k, cap, table, users, user, slots):
-    """Kernel: leave the exact list of what was offered: k entries or fewer, best first, equal ones by item_index."""
-    low, high, item = lists.low[u], lists.high[u], lists.item[u]
+def make_exact(lists, u, k, cap, table, users, user, slots):
+    """Kernel: leave exact entries alone; may leave more than k."""
     # First those that look best: their exact scores raise the floor above half of the others.
     _score_from(lists, u, lists.floors[u], table.item_embeddings, users, user)
     _drop_low(lists, u, k, cap, table.item_provider, slots)
     _score_from(lists, u, -np.inf, table.item_embeddings, users, user)
     _drop_low(lists, u, k, cap, table.item_provider, slots)
+
+
+@njit(cache=True, nogil=True)
+def settle(lists, u, k, cap, table, users, user, slots):
+    """Kernel: leave the exact list of what was offered: k entries or fewer, best first, equal ones by item_index."""
+    make_exact(lists, u, k, cap, table, users, user, slots)
+    low, high, item = lists.low[u], lists.high[u], lists.item[u]
     count = lists.counts[u]
     keys = np.empty(count, np.int64)
     for at in range(count):
@@ -220,7 +235,7 @@ def settle(lists, u, k, cap, table, users, user, slots):
         if kept == k:
             break
         found = np.int32(key & 0x7FFFFFFF)
-        if cap > 0 and _count_up(slots, table.item_provider[found]) > cap:
+        if cap > 0 and count_up(slots, table.item_provider[found]) > cap:
             continue
         low[kept] = from_order(~np.int32(key >> 32))
         high[kept], item[kept] = low[kept], found

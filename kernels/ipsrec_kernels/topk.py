@@ -15,13 +15,21 @@ from ipsrec_kernels.array_types import Float32Array, Float64Array, Int32Array, I
 from ipsrec_kernels.best_list import BestLists, empty_lists
 from ipsrec_kernels.check import check_array, check_at_least, check_offsets, read_only
 from ipsrec_kernels.item_table import ItemTable, pad_dims
-from ipsrec_kernels.left_out import fill_bits, is_item_left_out, left_out, may_hold
+from ipsrec_kernels.left_out import fill_bits, is_item_left_out, is_provider_left_out, left_out, may_hold
 from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.prefetch import prefetch_row
 from ipsrec_kernels.ragged import Ragged, in_sorted, sorted_lists
 from ipsrec_kernels.scan import prepare_users, scan, wanted_score
 from ipsrec_kernels.score import age_sum, dot64, rounded
-from ipsrec_kernels.shortlist import empty_shortlists, first_lists, provider_slots, room_for, settle, tighten
+from ipsrec_kernels.shortlist import (
+    empty_shortlists,
+    first_lists,
+    make_exact,
+    provider_slots,
+    room_for,
+    settle,
+    tighten,
+)
 
 TILE_USERS: Final = 192  # users that share one pass over the blocks; their vectors and shortlists stay in L2
 _TILE_ENTRIES: Final = 1 << 19  # of all shortlists of a tile: fewer users share a pass where lists are long
@@ -147,7 +155,10 @@ def _retrieve(
             _choose(table, users, first, unwanted, terms, choice, some, top_k, cap, slots)
         else:
             fill_bits(filters, first, len(some.counts))
-            scan(table, users, scan_users, scratch, first, some, top_k, cap, filters, slots)
+            if with_terms:
+                _scan_big(table, users, scan_users, scratch, first, filters, terms, some, top_k, cap, slots)
+            every = np.arange(len(some.counts))
+            scan(table, users, scan_users, scratch, first, some, every, 0, top_k, cap, filters, slots)
             if with_terms:
                 _offer_histories(table, users, scan_users.norms, first, filters, terms, some, top_k, cap, slots)
         _finish(table, users, first, some, best, cap, slots)
@@ -227,7 +238,7 @@ def _choose(table, users, first, unwanted, terms, choice, lists, k, cap, slots):
 
 @njit(cache=True, nogil=True)
 def _offer_histories(table, users, norms, first, filters, terms, lists, k, cap, slots):
-    """Score all items that terms can touch: the history's own items, and the others of the history's providers.
+    """Score the items that terms touch: the history's own, and the others of its providers, but for big ones.
 
     After the scan, whose floors say of most of them that they need not be looked at; before it, the scan's own floors
     would rise sooner, and the whole took longer.
@@ -240,8 +251,39 @@ def _offer_histories(table, users, norms, first, filters, terms, lists, k, cap, 
             if provider == before or provider >= len(table.provider_offsets) - 1:
                 continue
             before = provider
+            if _is_big(table, provider):
+                continue
             term = _provider_term(terms, first + r, provider)
             _offer_provider(table, provider, term, users, first + r, norms[first + r], filters, lists, r, k, cap, slots)
+
+
+@njit(cache=True, nogil=True)
+def _is_big(table, provider):
+    at = np.searchsorted(table.big_providers, provider)
+    return at < len(table.big_providers) and table.big_providers[at] == provider
+
+
+@njit(cache=True, nogil=True)
+def _scan_big(table, users, scan_users, scratch, first, filters, terms, lists, k, cap, slots):
+    """Scan the items of each big provider for the users whose history has it: exact scores of all would take longer.
+
+    Before the scan of all items, which leaves these out: if they are the best of all, it would start with nothing but
+    items to leave out, and without a floor.
+    """
+    rows = np.zeros(len(lists.counts), np.int64)
+    for big, provider in enumerate(table.big_providers):
+        found = 0
+        for r in range(len(lists.counts)):
+            if may_hold(filters.provider_bits, r, provider) and is_provider_left_out(filters, first + r, provider):
+                lists.terms[r] = _provider_term(terms, first + r, provider)
+                rows[found] = r
+                found += 1
+        if found > 0:
+            some = rows[:found]
+            scan(table, users, scan_users, scratch, first, lists, some, big + 1, k, cap, filters, slots)
+            for r in some:
+                make_exact(lists, r, k, cap, table, users, first + r, slots)
+                lists.terms[r] = 0.0
 
 
 @njit(cache=True, nogil=True)
