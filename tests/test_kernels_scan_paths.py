@@ -11,7 +11,12 @@ import pytest
 
 from ipsrec_kernels.cpu import PATHS, cpu_features, has_wide_vectors, runnable_paths
 from ipsrec_kernels.item_table import build_item_table
+from ipsrec_kernels.left_out import left_out
 from ipsrec_kernels.quantise import LONGEST_INT8
+from ipsrec_kernels.ragged import Ragged
+from ipsrec_kernels.scan import scan
+from ipsrec_kernels.scan_users import prepare_users
+from ipsrec_kernels.shortlist import empty_shortlists, provider_slots
 from ipsrec_kernels.topk import retrieve
 
 PLAIN = {"seen": None, "history": None, "terms": None, "candidates": None, "max_per_provider": None}
@@ -87,13 +92,8 @@ def test_the_largest_sums_that_int8_can_have_are_right(path):
 
 
 @pytest.mark.parametrize("path", runnable_paths())
-def test_every_interval_holds_its_score(rng, path, monkeypatch):
+def test_every_interval_holds_its_score(rng, path):
     """The bound is what exactness rests on: look at the scan's own intervals, outlier blocks and all sizes included."""
-    from ipsrec_kernels import scan as scanning
-    from ipsrec_kernels.left_out import left_out
-    from ipsrec_kernels.ragged import Ragged
-    from ipsrec_kernels.shortlist import empty_shortlists, provider_slots
-
     for scale in (1e-40, 1e-20, 1.0, 1e15):
         items = (rng.standard_normal((600, 16)) * scale).astype(np.float32)
         items[[7, 300]] *= 1000.0  # ruin the scales of their blocks
@@ -101,11 +101,9 @@ def test_every_interval_holds_its_score(rng, path, monkeypatch):
         table = build_item_table(items, np.zeros(600, np.int32), allowed=None, path=path)
         lists = empty_shortlists(13, 601)
         none = Ragged(np.zeros(0, np.int32), np.zeros(14, np.int64))
-        scan_users, scratch = scanning.prepare_users(table, users)
+        scan_users, scratch = prepare_users(table, users)
         nothing = left_out(none, none, none, users_at_once=13)
-        scanning.scan(
-            table, users, scan_users, scratch, 0, lists, np.arange(13), 0, 600, 0, nothing, provider_slots(601)
-        )
+        scan(table, users, scan_users, scratch, 0, lists, np.arange(13), 0, 600, 0, nothing, provider_slots(601))
         exact = (users.astype(np.float64) @ items.astype(np.float64).T).astype(np.float32)
         for u in range(13):
             assert lists.counts[u] == 599

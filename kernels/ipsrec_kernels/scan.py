@@ -40,52 +40,23 @@ Kernels only; serial, GIL released (Numba's workqueue layer must not be entered 
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
-from ipsrec_kernels.array_types import Float32Array, Float64Array, Int32Array, Int64Array
-from ipsrec_kernels.check import read_only
-from ipsrec_kernels.item_table import ItemTable, row_norms
+from ipsrec_kernels.array_types import Float64Array, Int32Array, Int64Array
 from ipsrec_kernels.left_out import is_item_left_out, is_provider_left_out, may_hold
 from ipsrec_kernels.padding import PADDING
-from ipsrec_kernels.quantise import BLOCK_ITEMS, quantise_users
-from ipsrec_kernels.score_tile import FLOAT32_TILE, INT8_TILE, float32_tile, int8_tile, lowest_bit
+from ipsrec_kernels.quantise import BLOCK_ITEMS
+from ipsrec_kernels.scan_tile import aim, run_tile, value_of
+from ipsrec_kernels.score_tile import lowest_bit
 from ipsrec_kernels.shortlist import tighten
 
 _LARGEST = float(np.finfo(np.float32).max)
-_SAFE = 2.0**126  # below it, no partial sum of float32 products overflows
 _HALF_STEP = 2.0**-22
 _SMALLEST = 2.0**-148
 _REFRESHES: Final = 8  # times that all floors are raised on the way, besides where a list is full
-# With Python's error model each division is checked, and no loop with one is vectorised.
-_OPTIONS: Final[Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-
-
-class ScanUsers(NamedTuple):
-    """Users as the scan reads them.
-
-    Attributes:
-        words: (B, steps) int32: the user's dims, one float32 or four int8 in a word.
-        norms: (B,) float64, Euclidean norm.
-        units: (B,) float64, scale of the int8; 1 with float32.
-        errors: (B,) float64, Euclidean norm of what int8 lost; 0 with float32.
-        offsets: (B,) int32, what the tile's sums have too much; 0 with float32.
-        relative: r of the bound.
-        absolute: t of the bound.
-        safe: |u| * N from which nothing is known of a sum.
-    """
-
-    words: Int32Array
-    norms: Float64Array
-    units: Float64Array
-    errors: Float64Array
-    offsets: Int32Array
-    relative: float
-    absolute: float
-    safe: float
 
 
 class _Slots(NamedTuple):
@@ -108,126 +79,6 @@ class _Slots(NamedTuple):
     inverses: Float64Array
     offsets: Int32Array
     words: Int32Array
-
-
-class TileScratch(NamedTuple):
-    """What a tile reads and writes: thresholds, and on success which sums reach them, and all sums.
-
-    Attributes:
-        start: (W,) int32 or float32.
-        masks: (W,) int32.
-        sums: (W, items) int32 or float32.
-    """
-
-    start: Int32Array | Float32Array
-    masks: Int32Array
-    sums: Int32Array | Float32Array
-
-
-def prepare_users(table: ItemTable, users: Float32Array) -> tuple[ScanUsers, TileScratch]:
-    """Lay users out for the table's way of scanning.
-
-    Args:
-        table: as build_item_table made it.
-        users: (B, dims) float32, padded as the table's embeddings.
-    """
-    quantised = table.panels.dtype == np.uint8
-    shape = INT8_TILE if quantised else FLOAT32_TILE
-    num_users, dims = users.shape
-    norms, units, errors, offsets = measured = (
-        np.zeros(num_users),
-        np.ones(num_users),
-        np.zeros(num_users),
-        np.zeros(num_users, np.int32),
-    )
-    row_norms(users, norms)
-    if quantised:
-        levels = np.zeros((num_users, dims), np.int8)
-        quantise_users(users, levels, units, errors, offsets)
-        words, bound = levels.view(np.int32), (2.0**-30, 0.0, np.inf)
-    else:
-        rounding = (dims + 4) * 2.0**-24
-        words = users.view(np.int32)
-        bound = (1.01 * rounding / (1.0 - rounding), (dims + 2) * 2.0**-125, _SAFE)
-    kind: Any = np.int32 if quantised else np.float32
-    scratch = TileScratch(
-        np.zeros(shape.users, kind), np.zeros(shape.users, np.int32), np.zeros((shape.users, shape.items), kind)
-    )
-    return ScanUsers(read_only(words), *measured, *bound), scratch
-
-
-def _run_tile(items, panel, users, group, scratch):
-    """Kernel: the tile of a panel of items and users[group]: a bit for each user with a sum that is large enough."""
-
-
-@overload(_run_tile, jit_options=_OPTIONS)
-def _compile_tile(items, panel, users, group, scratch):
-    """Choose by dtype, so that the int8 instruction is compiled only where there are int8 panels."""
-    if items.dtype == types.uint8:
-        stride = INT8_TILE.items * 4
-
-        def run_int8(items, panel, users, group, scratch):
-            steps = items.shape[1]
-            return int8_tile(
-                items.ctypes.data + panel * steps * stride,
-                users[group].ctypes.data,
-                scratch.start.ctypes.data,
-                steps,
-                scratch.masks.ctypes.data,
-                scratch.sums.ctypes.data,
-            )
-
-        return run_int8
-    stride = FLOAT32_TILE.items * 4
-
-    def run_float32(items, panel, users, group, scratch):
-        steps = items.shape[1]
-        return float32_tile(
-            items.ctypes.data + panel * steps * stride,
-            users[group].ctypes.data,
-            scratch.start.ctypes.data,
-            steps,
-            scratch.masks.ctypes.data,
-            scratch.sums.ctypes.data,
-        )
-
-    return run_float32
-
-
-def _aim(start, limits, offsets, slot):
-    """Kernel: set the tile's thresholds for sums that stand for `limits` units or more; user j is in slot + j."""
-
-
-@overload(_aim, jit_options=_OPTIONS)
-def _compile_aim(start, limits, offsets, slot):
-    if start.dtype == types.int32:
-
-        def aim_int8(start, limits, offsets, slot):
-            for j in range(len(start)):
-                # The quotient may be off by less than 1. q_u.q_v stays below 2^28.
-                whole = np.floor(limits[j]) - 1.0
-                whole = whole if whole < 2.0**29 else 2.0**29
-                whole = whole if whole > -(2.0**29) else -(2.0**29)
-                start[j] = -np.int32(whole) - offsets[slot + j]
-
-        return aim_int8
-
-    def aim_float32(start, limits, offsets, slot):
-        for j in range(len(start)):
-            start[j] = np.float32(limits[j])
-
-    return aim_float32
-
-
-def _value(total, start, offset):
-    """Kernel: the inner product, in units, that a tile's sum stands for."""
-
-
-@overload(_value, jit_options=_OPTIONS)
-def _compile_value(total, start, offset):
-    if total == types.int32:
-        return lambda total, start, offset: np.float64(np.int64(total) - start - offset)
-    return lambda total, start, offset: np.float64(total)
 
 
 @njit(cache=True, nogil=True)
@@ -304,9 +155,9 @@ def scan(table, users, scan_users, scratch, first, lists, rows, part, k, cap, fi
                 bound = norms[slot + j] * error + errors[slot + j] * size + relative * product + absolute
                 bound = bound if product < safe else np.inf
                 limits[j] = (wanted[slot + j] - bound) * (inverses[slot + j] * inverse)
-            _aim(start, limits, offsets, slot)
+            aim(start, limits, offsets, slot)
             for panel in range(block * per_block, (block + 1) * per_block):
-                found = np.int64(_run_tile(panels, panel, words, group, scratch))
+                found = np.int64(run_tile(panels, panel, words, group, scratch))
                 while found != 0:
                     j = lowest_bit(found)
                     found &= found - 1
@@ -330,7 +181,7 @@ def scan(table, users, scan_users, scratch, first, lists, rows, part, k, cap, fi
                         if in_bits and is_provider_left_out(filters, u, provider):
                             continue
                         at = counts[r]
-                        value = _value(sums[j, lane], threshold, offsets[slot + j]) * scale
+                        value = value_of(sums[j, lane], threshold, offsets[slot + j]) * scale
                         low[r, at], high[r, at] = _interval(value + term, bound + abs(term) * _HALF_STEP)
                         entry[r, at] = -item
                         counts[r] = at + 1
@@ -339,7 +190,7 @@ def scan(table, users, scan_users, scratch, first, lists, rows, part, k, cap, fi
                             wanted[slot + j] = _wanted_dot(floors[r], term)
                             tidy[r] = counts[r] + k // 16
                             limits[j] = (wanted[slot + j] - bound) * (inverses[slot + j] * inverse)
-                            _aim(start, limits, offsets, slot)
+                            aim(start, limits, offsets, slot)
         if (block + 1 - begin) % refresh == 0:
             for slot in range(groups * width):
                 if wanted[slot] < np.inf and counts[row[slot]] > tidy[row[slot]]:

@@ -26,7 +26,7 @@ from numba import njit
 
 from ipsrec_kernels.array_types import Float32Array, Float64Array, Int32Array, Int64Array
 from ipsrec_kernels.bits import from_order, to_order
-from ipsrec_kernels.prefetch import prefetch_row
+from ipsrec_kernels.memory import prefetch_row
 from ipsrec_kernels.score import dot64, rounded
 
 

@@ -16,10 +16,11 @@ from ipsrec_kernels.best_list import BestLists, empty_lists
 from ipsrec_kernels.check import check_array, check_at_least, check_offsets, read_only
 from ipsrec_kernels.item_table import ItemTable, pad_dims
 from ipsrec_kernels.left_out import fill_bits, is_item_left_out, is_provider_left_out, left_out, may_hold
+from ipsrec_kernels.memory import prefetch_row
 from ipsrec_kernels.padding import PADDING
-from ipsrec_kernels.prefetch import prefetch_row
 from ipsrec_kernels.ragged import Ragged, in_sorted, sorted_lists
-from ipsrec_kernels.scan import prepare_users, scan, wanted_score
+from ipsrec_kernels.scan import scan, wanted_score
+from ipsrec_kernels.scan_users import prepare_users
 from ipsrec_kernels.score import age_sum, dot64, rounded
 from ipsrec_kernels.shortlist import (
     empty_shortlists,
