@@ -105,7 +105,8 @@ def test_plain_onnxruntime_can_read_the_metadata(trained, tmp_path):
     export(trained, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     texts = session.get_modelmeta().custom_metadata_map
-    parts = ("format_version", "model", "settings", "catalog", "providers", "history_terms", "training", "gate")
+    parts = {"format_version", "model", "settings", "catalog", "providers", "history_terms", "training", "gate"}
+    parts |= {"weights"}  # which initializer is which weight
     assert set(texts) == {f"ipsrec.{part}" for part in parts}
     assert texts["ipsrec.format_version"] == "1"
     assert json.loads(texts["ipsrec.settings"])["max_len"] == MAX_LEN
