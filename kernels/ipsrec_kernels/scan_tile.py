@@ -39,26 +39,12 @@ def run_tile(items, panel, users, group, scratch):
 @overload(run_tile, jit_options=_OPTIONS)
 def _compile_tile(items, panel, users, group, scratch):
     """Choose by dtype, so that the int8 instruction is compiled only where there are int8 panels."""
-    if items.dtype == types.uint8:
-        stride = INT8_TILE.items * 4
+    tile, shape = (int8_tile, INT8_TILE) if items.dtype == types.uint8 else (float32_tile, FLOAT32_TILE)
+    stride = shape.items * 4  # bytes of a step: four int8 dims or one of float32
 
-        def run_int8(items, panel, users, group, scratch):
-            steps = items.shape[1]
-            return int8_tile(
-                items.ctypes.data + panel * steps * stride,
-                users[group].ctypes.data,
-                scratch.start.ctypes.data,
-                steps,
-                scratch.masks.ctypes.data,
-                scratch.sums.ctypes.data,
-            )
-
-        return run_int8
-    stride = FLOAT32_TILE.items * 4
-
-    def run_float32(items, panel, users, group, scratch):
+    def run(items, panel, users, group, scratch):
         steps = items.shape[1]
-        return float32_tile(
+        return tile(
             items.ctypes.data + panel * steps * stride,
             users[group].ctypes.data,
             scratch.start.ctypes.data,
@@ -67,7 +53,7 @@ def _compile_tile(items, panel, users, group, scratch):
             scratch.sums.ctypes.data,
         )
 
-    return run_float32
+    return run
 
 
 def aim(start, limits, offsets, slot):
