@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ipsrec_kernels.topk import HistoryTerms
+from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
 from ipsrec_onnx.onnx_proto import graph_opset
 

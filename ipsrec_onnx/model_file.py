@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ipsrec_kernels.topk import HistoryTerms
+from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables, table_from_text
 from ipsrec_onnx.errors import DataError, ModelFileError
 from ipsrec_onnx.onnx_proto import external_data_files

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ipsrec_kernels.best_list import BestLists, empty_lists
+from ipsrec_kernels.history_items import History
 from ipsrec_kernels.item_table import ItemTable, build_item_table
 from ipsrec_kernels.popular import PopularItems, popular, popular_items
 from ipsrec_kernels.ragged import Ragged
-from ipsrec_kernels.topk import History, retrieve
+from ipsrec_kernels.topk import retrieve
 from ipsrec_onnx.approximate import ApproximateIndex, propose
 from ipsrec_onnx.encoding import Encoder, EncoderName, open_encoder
 from ipsrec_onnx.errors import ModelFileError

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipsrec_kernels.cpu import runnable_paths
+from ipsrec_kernels.history_items import History, HistoryTerms
 from ipsrec_kernels.item_table import BIG_PROVIDER, build_item_table
 from ipsrec_kernels.quantise import BLOCK_ITEMS
 from ipsrec_kernels.ragged import Ragged
-from ipsrec_kernels.topk import TILE_USERS, History, HistoryTerms, retrieve
+from ipsrec_kernels.topk import TILE_USERS, retrieve
 
 BOUNDED = settings(max_examples=100, deadline=None, derandomize=True)
 ULP = 2.0**-23

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ipsrec_kernels.history_items import History, HistoryTerms
 from ipsrec_kernels.item_table import ItemTable, build_item_table
 from ipsrec_kernels.pack import pack_histories
-from ipsrec_kernels.topk import History, HistoryTerms, retrieve
+from ipsrec_kernels.topk import retrieve
 from ipsrec_onnx.metrics import metrics_of_ranks
 from ipsrec_train.batches import Histories
 from ipsrec_train.model import Model

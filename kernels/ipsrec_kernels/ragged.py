@@ -6,13 +6,15 @@ layer must not be entered from two threads).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from ipsrec_kernels.array_types import Int32Array, Int64Array
 from ipsrec_kernels.check import check_array, check_offsets, check_range, read_only
+
+LARGEST_INDEX: Final = np.iinfo(np.int32).max  # as `high` of lists that may hold indices that no item has
 
 
 class Ragged(NamedTuple):

@@ -220,6 +220,18 @@ def make_exact(lists, u, k, cap, table, users, user, slots):
 
 
 @njit(cache=True, nogil=True)
+def offer(lists, r, score, item, k, cap, table, users, u, slots):
+    """Kernel: put an exactly scored item on list r, that of user u, if it could stay there; others as for tighten."""
+    if score < lists.floors[r]:
+        return
+    at = lists.counts[r]
+    lists.low[r, at], lists.high[r, at], lists.item[r, at] = score, score, item
+    lists.counts[r] = at + 1
+    if at + 1 == lists.low.shape[1]:
+        tighten(lists, r, k, cap, table, users, u, slots)
+
+
+@njit(cache=True, nogil=True)
 def settle(lists, u, k, cap, table, users, user, slots):
     """Kernel: leave the exact list of what was offered: k entries or fewer, best first, equal ones by item_index."""
     make_exact(lists, u, k, cap, table, users, user, slots)
