@@ -14,13 +14,13 @@ import functools
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
+from ipsrec_onnx.approximate_recall import SAMPLE_USERS, choose_recall
 from ipsrec_onnx.atomic import refuse_existing
 from ipsrec_onnx.bad_rows import dead_letter_schema
 from ipsrec_onnx.candidates import Layout, candidates_schema
@@ -34,6 +34,7 @@ from ipsrec_onnx.pipeline import map_in_order
 from ipsrec_onnx.progress import show_note, show_progress
 from ipsrec_onnx.retrieval import ColdUsers, build_ranker
 from ipsrec_onnx.score_outputs import OutputFile, open_outputs, refuse_inputs
+from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.scored_chunk import BadRows, ScoreCounts, ScoreRules, UnknownItems, known_histories, score_chunk
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.stage_times import StageTimes
@@ -44,44 +45,6 @@ _CHUNKS_PER_THREAD = 8  # at least, so that no worker waits long for the last on
 _LEAST_CHUNK_ROWS = 256  # this many make a chunk: fewer would leave many batches half empty
 # A row of the long layout is one candidate: groups as small as chunks would swell the footer.
 _LONG_GROUP_ROWS = 1 << 16
-
-
-@dataclass(frozen=True)
-class ScoreReport:
-    """What a job did.
-
-    Attributes:
-        output: the file of candidates.
-        bad_rows: the file of malformed rows; None unless they were to be diverted.
-        model_sha256: of the model file.
-        counts: the account of rows and ids.
-        allowed_items: items that could be recommended.
-        unknown_allow_items: ids of the allow list that the catalog does not know.
-        unknown_deny_items: likewise of the deny list.
-        approximate: how good the lists of an approximate search are; None for exact ones.
-        cpu_s: processor seconds of each stage, all threads together: read, map, encode, retrieve, lay_out, write.
-        start_s: seconds from start to the first user: opening the model, laying out the items.
-        wall_s: seconds from start to the finished file.
-        users_per_s: users read per second of them.
-    """
-
-    output: str
-    bad_rows: str | None
-    model_sha256: str
-    counts: ScoreCounts
-    allowed_items: int
-    unknown_allow_items: int
-    unknown_deny_items: int
-    approximate: Recall | None
-    cpu_s: dict[str, float]
-    start_s: float
-    wall_s: float
-    users_per_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Give everything as one flat JSON object."""
-        report = asdict(self)
-        return {**report.pop("counts"), **report}
 
 
 def score(
@@ -158,6 +121,11 @@ def score(
     check_encoder(encoder, device)
     if approximate is not None and not 0.0 < approximate <= 1.0:
         raise ValueError(f"approximate is {approximate}, expected a recall above 0, at most 1")
+    if approximate is not None and candidates_column is not None:
+        raise DataError(
+            f"--approximate: the candidates of --candidates-column {candidates_column} are always scored exactly; "
+            "leave one of the two out"
+        )
     _check_numbers({"top_k": top_k, "max_per_provider": max_per_provider, "threads": threads})
     bad_rows_output = Path(f"{output}.bad_rows.parquet") if bad_rows == "divert" else None
     outputs = [Path(output)] if bad_rows_output is None else [Path(output), bad_rows_output]

@@ -15,7 +15,8 @@ from ipsrec_kernels.item_table import build_item_table
 from ipsrec_onnx.approximate import build_approximate_index, propose
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.histories import Histories
-from ipsrec_onnx.scoring import ScoreReport, score
+from ipsrec_onnx.score_report import ScoreReport
+from ipsrec_onnx.scoring import score
 
 pytest.importorskip("faiss", reason="--approximate needs the extra `approximate`")
 
@@ -143,12 +144,10 @@ def test_threads_and_chunks_change_no_byte(model, users, tmp_path, monkeypatch):
     assert (tmp_path / "o.parquet").read_bytes() == before
 
 
-def test_candidates_of_a_user_are_all_scored(model, users, tmp_path):
-    ids = model.catalog.item_ids.to_pylist()
-    given = users.append_column("only", pa.array([ids[u : u + 30] for u in range(NUM_USERS)]))
-    _, exact = run(model, given, tmp_path, candidates_column="only")
-    _, found = run(model, given, tmp_path, candidates_column="only", approximate=0.5)
-    assert found == exact
+def test_candidates_of_a_user_are_no_search(model, users, tmp_path):
+    with pytest.raises(DataError, match="--candidates-column only are always scored exactly; leave one of the two out"):
+        run(model, users, tmp_path, candidates_column="only", approximate=0.5)
+    assert not (tmp_path / "o.parquet").exists()
 
 
 def test_without_a_user_to_measure_on_it_is_refused(model, users, tmp_path):

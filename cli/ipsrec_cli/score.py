@@ -17,7 +17,7 @@ from ipsrec_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ipsrec_onnx.scoring import ScoreReport
+    from ipsrec_onnx.score_report import ScoreReport
 
 
 def parse_recall(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:

@@ -1,0 +1,47 @@
+"""What `ipsrec score` says of a job when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ipsrec_onnx.approximate_recall import Recall
+from ipsrec_onnx.scored_chunk import ScoreCounts
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What a job did.
+
+    Attributes:
+        output: the file of candidates.
+        bad_rows: the file of malformed rows; None unless they were to be diverted.
+        model_sha256: of the model file.
+        counts: the account of rows and ids.
+        allowed_items: items that could be recommended.
+        unknown_allow_items: ids of the allow list that the catalog does not know.
+        unknown_deny_items: likewise of the deny list.
+        approximate: how good the lists of an approximate search are; None for exact ones.
+        cpu_s: processor seconds of each stage, all threads together: read, map, encode, retrieve, lay_out, write.
+        start_s: seconds from start to the first user: opening the model, laying out the items.
+        wall_s: seconds from start to the finished file.
+        users_per_s: users read per second of them.
+    """
+
+    output: str
+    bad_rows: str | None
+    model_sha256: str
+    counts: ScoreCounts
+    allowed_items: int
+    unknown_allow_items: int
+    unknown_deny_items: int
+    approximate: Recall | None
+    cpu_s: dict[str, float]
+    start_s: float
+    wall_s: float
+    users_per_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything as one flat JSON object."""
+        report = asdict(self)
+        return {**report.pop("counts"), **report}
