@@ -19,18 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from jobs import SCORE
+from limits import cpu_model
 
 ROW_GROUP = 65_536  # rows
-
-# Runs the command line and says what it needed at most, of itself alone.
-SCORE = """
-import resource, sys
-from ipsrec_cli.main import main
-try:
-    main(sys.argv[1:])
-finally:
-    print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
 
 
 def main() -> None:
@@ -57,14 +49,6 @@ def main() -> None:
     print(json.dumps({"peak_mb": peaks, "memory_ratio": ratio}))
 
 
-def cpu_model() -> str:
-    """The CPU's name as Linux gives it; elsewhere its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def repeat_users(source: Path, target: Path, *, users: int) -> None:
     """Write `users` rows, the rows of a file again and again, in row groups of ROW_GROUP; one of them is held."""
     table = pq.read_table(source)
@@ -83,7 +67,7 @@ def score(model: Path, source: Path, output: Path, threads: int) -> tuple[float,
     wall_s = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"bench_memory: scoring {source} ended with exit code {done.returncode}; see its error above")
-    return int(done.stdout.split("peak_kib")[1]) / 1024 * 1.048576, wall_s
+    return int(done.stdout.split()[-1]) * 1024 / 1e6, wall_s
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from ipsrec_onnx.scoring import CHUNK_ROWS
 
 USERS = {"tmall": 65_536, "twitch": 32_768, "wechat": 4_096}  # of a thread
 THREADS = 2
+TURNS = 10  # of ours in a sample: one takes some milliseconds, in which a thread hardly wakes up
 UNKNOWN = 0.01  # share of item ids that the catalog does not know
 RIVALS = {
     "python": "Python loop",
@@ -115,9 +116,14 @@ def bench_size(name: str, limits: Limits, *, ids: Any, rounds: int) -> dict[str,
     pack, copy, moved = without_lookup(mapped, max_len=max_len)
     with ThreadPoolExecutor(THREADS) as pool:
         ours = functools.partial(pack_share, packer=packers["one thread"])
-        all_ways = {"ours": lambda: list(pool.map(ours, shares)), **ways, "pack": pack, "copy": copy}
-        all_ways["ours"]()
-        times = in_turn(all_ways, limits, rounds=rounds)
+        turns = {
+            "ours": lambda: list(pool.map(ours, TURNS * shares)),
+            "one thread": functools.partial(pack_share, TURNS * shares[0], packers["one thread"]),
+            "pack": functools.partial(repeat, pack),
+            "copy": functools.partial(repeat, copy),
+        }
+        turns["ours"]()
+        times = in_turn({**ways, **turns}, limits, rounds=rounds)
     num_ids = sum(len(chunk["item_history"].values) for chunk in shares[0])
     figures = report(name, times, users=users, num_ids=num_ids, moved=moved)
     return {**figures, "samples": {way: timed.to_json() for way, timed in times.items()}}
@@ -128,16 +134,17 @@ def report(name: str, times: dict[str, Timed], *, users: int, num_ids: int, move
     ours = times["ours"]
     print(f"\n{name}: {users:,} users a thread, {num_ids / users:.1f} items a user, two lists")
     print(f"{'':<22} {'users/s':>38} {'M ids/s':>8} {'ours is':>8}")
-    figures: dict[str, Any] = {"users_per_s": THREADS * users / ours.median}
+    shares = {"ours": TURNS * THREADS, "one thread": TURNS}  # of the users, in a sample
+    figures: dict[str, Any] = {"users_per_s": shares["ours"] * users / ours.median}
     for way, label in {"ours": "ours", "one thread": "ours, one thread", **RIVALS}.items():
-        count = THREADS if way == "ours" else 1
-        times_as_fast = ratio_in_rounds(times[way], ours) * THREADS / count
+        count = shares.get(way, 1)
+        times_as_fast = ratio_in_rounds(times[way], ours) * shares["ours"] / count
         if way in RIVALS:
             figures[f"vs_{way}"] = times_as_fast
         rate = 2 * num_ids * count / times[way].median / 1e6
         print(f"{label:<22} {times[way].spread(users * count):>38} {rate:>8.1f} {times_as_fast:>7.1f}x")
     share = ratio_in_rounds(times["copy"], times["pack"])
-    rates = [moved / times[way].median / 1e9 for way in ("pack", "copy")]
+    rates = [TURNS * moved / times[way].median / 1e9 for way in ("pack", "copy")]
     print(f"without look-up, one thread: {rates[0]:.1f} GB/s; a copy {rates[1]:.1f} GB/s: {share:.2f} of it")
     return {**figures, "copy_share": share}
 
@@ -169,6 +176,12 @@ def make_lookup(catalog: Catalog) -> Lookup:
         index.get_indexer(index[:1])
     catalog.build_tables()
     return Lookup(*dicts, *indexes)
+
+
+def repeat(work: Callable[[], object]) -> None:
+    """Do some work as often as ours is done in a sample."""
+    for _ in range(TURNS):
+        work()
 
 
 def map_ours(rows: pa.RecordBatch, catalog: Catalog) -> Histories:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ipsrec_onnx.scoring import ScoreReport, score
+from ipsrec_onnx.score_report import ScoreReport
+from ipsrec_onnx.scoring import score
 
 TOP_K = 100
 
