@@ -11,8 +11,8 @@ share of the chunks each. The others run once, for the interpreter's lock lets t
 explode, map, group by user, count. NumPy: `Index.get_indexer` of pandas, then masks and one gather. torch: the same
 look-up, then `pad_sequence`. Tables are built beforehand by all. All give the same arrays, which is checked first.
 
-Without look-up: `pack_histories` alone, all users of a thread in one batch, against a copy of as many bytes as it reads
-and writes.
+Without look-up: `pack_histories` alone, in one thread, a chunk in one batch, against a copy of as many bytes as it
+reads (entries, offsets) and writes (rows, lengths).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from ipsrec_onnx.scoring import CHUNK_ROWS
 USERS = {"tmall": 65_536, "twitch": 32_768, "wechat": 4_096}  # of a thread
 THREADS = 2
 TURNS = 10  # of ours in a sample: one takes some milliseconds, in which a thread hardly wakes up
+FROM_MEMORY = 1 << 26  # bytes, beyond every cache
 UNKNOWN = 0.01  # share of item ids that the catalog does not know
 RIVALS = {
     "python": "Python loop",
@@ -119,11 +120,9 @@ def bench_size(name: str, limits: Limits, *, ids: Any, rounds: int) -> dict[str,
         turns = {
             "ours": lambda: list(pool.map(ours, TURNS * shares)),
             "one thread": functools.partial(pack_share, TURNS * shares[0], packers["one thread"]),
-            "pack": functools.partial(repeat, pack),
-            "copy": functools.partial(repeat, copy),
         }
         turns["ours"]()
-        times = in_turn({**ways, **turns}, limits, rounds=rounds)
+        times = in_turn({**ways, **turns, "pack": pack, "copy": copy}, limits, rounds=rounds)
     num_ids = sum(len(chunk["item_history"].values) for chunk in shares[0])
     figures = report(name, times, users=users, num_ids=num_ids, moved=moved)
     return {**figures, "samples": {way: timed.to_json() for way, timed in times.items()}}
@@ -144,7 +143,7 @@ def report(name: str, times: dict[str, Timed], *, users: int, num_ids: int, move
         rate = 2 * num_ids * count / times[way].median / 1e6
         print(f"{label:<22} {times[way].spread(users * count):>38} {rate:>8.1f} {times_as_fast:>7.1f}x")
     share = ratio_in_rounds(times["copy"], times["pack"])
-    rates = [TURNS * moved / times[way].median / 1e9 for way in ("pack", "copy")]
+    rates = [moved / times[way].median / 1e9 for way in ("pack", "copy")]
     print(f"without look-up, one thread: {rates[0]:.1f} GB/s; a copy {rates[1]:.1f} GB/s: {share:.2f} of it")
     return {**figures, "copy_share": share}
 
@@ -176,12 +175,6 @@ def make_lookup(catalog: Catalog) -> Lookup:
         index.get_indexer(index[:1])
     catalog.build_tables()
     return Lookup(*dicts, *indexes)
-
-
-def repeat(work: Callable[[], object]) -> None:
-    """Do some work as often as ours is done in a sample."""
-    for _ in range(TURNS):
-        work()
 
 
 def map_ours(rows: pa.RecordBatch, catalog: Catalog) -> Histories:
@@ -276,16 +269,28 @@ def pack_torch(rows: pa.RecordBatch, lookup: Lookup, *, max_len: int) -> Packed:
 
 
 def without_lookup(known: Histories, *, max_len: int) -> tuple[Callable[[], object], Callable[[], object], int]:
-    """What packs indices, what copies as many bytes, and how many these are, read and written."""
-    everyone = np.arange(len(known.lengths))
-    shape = {"bucket_len": max_len, "batch_size": len(everyone)}
-    moved = 4 * (int(np.minimum(known.lengths, max_len).sum()) + len(everyone) * max_len)
-    source, target = np.ones(moved // 2, np.uint8), np.zeros(moved // 2, np.uint8)
-    return (
-        lambda: pack_histories(known.items, known.offsets, everyone, **shape),
-        lambda: np.copyto(target, source),
-        moved,
-    )
+    """What packs indices, what copies as many bytes, and how many these are, read and written.
+
+    Both read what no cache holds, a chunk at a time, and write over what the chunk before has left.
+    """
+    times = -(-FROM_MEMORY // known.items.nbytes)
+    items = np.tile(known.items, times)
+    offsets = np.concatenate([[0], np.cumsum(np.tile(known.lengths, times))])
+    num_users = len(offsets) - 1
+    chunks = [np.arange(first, min(first + CHUNK_ROWS, num_users)) for first in range(0, num_users, CHUNK_ROWS)]
+    moved = 4 * (int(np.minimum(np.diff(offsets), max_len).sum()) + num_users * (max_len + 1)) + offsets.nbytes
+    source = np.ones((len(chunks), moved // 2 // len(chunks)), np.uint8)
+    target = np.zeros_like(source[0])
+
+    def pack() -> None:
+        for users in chunks:
+            pack_histories(items, offsets, users, bucket_len=max_len, batch_size=len(users))
+
+    def copy() -> None:
+        for part in source:
+            np.copyto(target, part)
+
+    return pack, copy, moved
 
 
 if __name__ == "__main__":
