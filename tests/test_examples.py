@@ -78,7 +78,8 @@ def test_plain_onnxruntime_says_that_it_knows_no_id(tmp_path: Path, item_ids: li
     assert refused.stderr.count("\n") == 1 and "knows none of the" in refused.stderr
 
 
-def test_bench_memory_writes_full_row_groups(tmp_path: Path) -> None:
+def test_bench_memory_writes_full_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # where a script finds its neighbours
     pq.write_table(pa.table({"user_id": range(1000)}), tmp_path / "source.parquet")
     bench = runpy.run_path(str(ROOT / "benchmarks" / "bench_memory.py"))
     bench["repeat_users"](tmp_path / "source.parquet", tmp_path / "users.parquet", users=150_000)
