@@ -112,6 +112,20 @@ def item_term(terms, u, item):
 
 
 @njit(cache=True, nogil=True)
+def offer_items(items, table, users, u, unwanted, terms, lists, r, k, cap, slots):
+    """Kernel: score each allowed item of the ascending list of user u exactly; no scan."""
+    before = PADDING
+    for at in range(items.offsets[u], items.offsets[u + 1]):
+        item = items.values[at]
+        if item == before or item >= len(table.allowed) or not table.allowed[item] or in_sorted(unwanted, u, item):
+            continue
+        before = item
+        of_provider = provider_term(terms, u, table.item_provider[item])
+        score = rounded(dot64(users, u, table.item_embeddings, item), of_provider, item_term(terms, u, item))
+        offer(lists, r, score, item, k, cap, table, users, u, slots)
+
+
+@njit(cache=True, nogil=True)
 def offer_histories(table, users, norms, first, filters, terms, lists, k, cap, slots):
     """Kernel: score the items that terms touch: the history's own, and the others of its providers, but for big ones.
 
@@ -119,7 +133,7 @@ def offer_histories(table, users, norms, first, filters, terms, lists, k, cap, s
     would rise sooner, and the whole took longer.
     """
     for r in range(len(lists.counts)):
-        _offer_own_items(table, users, first + r, filters.unwanted, terms, lists, r, k, cap, slots)
+        offer_items(terms.sorted_items, table, users, first + r, filters.unwanted, terms, lists, r, k, cap, slots)
         own, before = terms.sorted_providers, 0  # provider 0 is "no provider"
         for at in range(own.offsets[first + r], own.offsets[first + r + 1]):
             provider = own.values[at]
@@ -159,19 +173,6 @@ def scan_big(table, users, scan_users, scratch, first, filters, terms, lists, k,
             for r in some:
                 make_exact(lists, r, k, cap, table, users, first + r, slots)
                 lists.terms[r] = 0.0
-
-
-@njit(cache=True, nogil=True)
-def _offer_own_items(table, users, u, unwanted, terms, lists, r, k, cap, slots):
-    own, before = terms.sorted_items, PADDING
-    for at in range(own.offsets[u], own.offsets[u + 1]):
-        item = own.values[at]
-        if item == before or item >= len(table.allowed) or not table.allowed[item] or in_sorted(unwanted, u, item):
-            continue
-        before = item
-        of_provider = provider_term(terms, u, table.item_provider[item])
-        score = rounded(dot64(users, u, table.item_embeddings, item), of_provider, item_term(terms, u, item))
-        offer(lists, r, score, item, k, cap, table, users, u, slots)
 
 
 @njit(cache=True, nogil=True)

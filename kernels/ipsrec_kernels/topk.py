@@ -19,19 +19,16 @@ from ipsrec_kernels.history_items import (
     History,
     HistoryTerms,
     check_terms,
-    item_term,
     offer_histories,
-    provider_term,
+    offer_items,
     scan_big,
 )
 from ipsrec_kernels.item_table import ItemTable, pad_dims
 from ipsrec_kernels.left_out import fill_bits, left_out
-from ipsrec_kernels.padding import PADDING
-from ipsrec_kernels.ragged import LARGEST_INDEX, Ragged, in_sorted, sorted_lists
+from ipsrec_kernels.ragged import LARGEST_INDEX, Ragged, sorted_lists
 from ipsrec_kernels.scan import scan
 from ipsrec_kernels.scan_users import prepare_users
-from ipsrec_kernels.score import dot64, rounded
-from ipsrec_kernels.shortlist import empty_shortlists, first_lists, offer, provider_slots, room_for, settle
+from ipsrec_kernels.shortlist import empty_shortlists, first_lists, provider_slots, room_for, settle
 
 TILE_USERS: Final = 192  # users that share one pass over the blocks; their vectors and shortlists stay in L2
 _TILE_ENTRIES: Final = 1 << 19  # of all shortlists of a tile: fewer users share a pass where lists are long
@@ -128,17 +125,8 @@ def _retrieve(
 
 @njit(cache=True, nogil=True)
 def _choose(table, users, first, unwanted, terms, choice, lists, k, cap, slots):
-    """Score every allowed candidate exactly; no scan."""
     for r in range(len(lists.counts)):
-        u, before = first + r, PADDING
-        for at in range(choice.offsets[u], choice.offsets[u + 1]):
-            item = choice.values[at]
-            if item == before or not table.allowed[item] or in_sorted(unwanted, u, item):
-                continue
-            before = item
-            of_provider = provider_term(terms, u, table.item_provider[item])
-            score = rounded(dot64(users, u, table.item_embeddings, item), of_provider, item_term(terms, u, item))
-            offer(lists, r, score, item, k, cap, table, users, u, slots)
+        offer_items(choice, table, users, first + r, unwanted, terms, lists, r, k, cap, slots)
 
 
 @njit(cache=True, nogil=True)
