@@ -39,7 +39,7 @@ from ipsrec_kernels.pack import pack_histories
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.histories import Histories, map_histories
 from ipsrec_onnx.id_lists import IdLists, id_lists
-from ipsrec_onnx.scoring import CHUNK_ROWS
+from ipsrec_onnx.score_run import CHUNK_ROWS
 
 USERS = {"tmall": 65_536, "twitch": 32_768, "wechat": 4_096}  # of a thread
 THREADS = 2

@@ -33,8 +33,9 @@ from ipsrec_kernels.best_list import BestLists
 from ipsrec_onnx.candidates import candidate_rows, candidates_schema
 from ipsrec_onnx.retrieval import Ranking
 from ipsrec_onnx.row_writer import open_row_writer
-from ipsrec_onnx.scoring import CHUNK_ROWS
-from ipsrec_onnx.users import UserColumns, open_users, read_chunks
+from ipsrec_onnx.score_run import CHUNK_ROWS
+from ipsrec_onnx.user_chunks import plan_parts, read_chunks
+from ipsrec_onnx.users import UserColumns, open_users
 
 USERS = {"tmall": 131_072, "twitch": 65_536, "wechat": 8_192}
 COLUMNS = ["user_id", "item_history", "provider_history"]
@@ -106,7 +107,7 @@ def bench_reading(source: Path, *, name: str, rounds: int) -> dict[str, Any]:
 def read_ours(source: Path) -> Iterable[pa.RecordBatch]:
     """As `ipsrec score` reads."""
     users = open_users(source, UserColumns(*COLUMNS, candidates=None))
-    return (chunk.rows for chunk in read_chunks(users, chunk_rows=CHUNK_ROWS))
+    return (chunk.rows for chunk in read_chunks(users, plan_parts(users), chunk_rows=CHUNK_ROWS))
 
 
 def read_batches(source: Path, *, use_threads: bool) -> Iterable[pa.RecordBatch]:

@@ -36,6 +36,13 @@ class Recall:
     lists: int
     fetch: int
 
+    def in_words(self) -> str:
+        """One line for the start of a job."""
+        return (
+            f"approximate search: recall {self.measured:.4f} of the exact lists on {self.users} users; looks through "
+            f"{self.probes:,} of {self.lists:,} lists, proposes {self.fetch:,} items"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Give everything as one flat JSON object."""
         return asdict(self)

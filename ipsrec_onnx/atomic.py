@@ -33,7 +33,7 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> Path:
     target = Path(path)
     if not target.name:
         raise DataError(f"output {str(target)!r} has no name of its own; name a file or folder in it")
-    with _readable_errors(target):
+    with readable_errors(target):
         _look_at(target)
         if target.exists() and not target.is_file() and not target.is_dir():
             raise DataError(f"output {target} is a device or a pipe, expected a file or folder; choose another name")
@@ -72,12 +72,12 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = refuse_existing(follow_link(refuse_existing(path, overwrite=overwrite)), overwrite=overwrite)
     if target.is_dir():
         raise DataError(f"output {target} is a folder, expected the name of a file; choose another name")
-    with _readable_errors(target), _temporary(target, as_folder=False) as temporary:
+    with readable_errors(target), _temporary(target, as_folder=False) as temporary:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         refuse_existing(target, overwrite=overwrite)  # somebody may have made it while we wrote
         temporary.replace(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -98,20 +98,20 @@ def atomic_folder(path: str | Path, *, marker: str, overwrite: bool = False) -> 
     """
     target = refuse_existing(path, overwrite=overwrite)
     _refuse_other_kind(target, marker)
-    with _readable_errors(target), _temporary(target, as_folder=True) as temporary:
+    with readable_errors(target), _temporary(target, as_folder=True) as temporary:
         yield temporary
         for part in sorted(temporary.rglob("*")):
-            _sync(part)
-        _sync(temporary)
+            sync(part)
+        sync(temporary)
         refuse_existing(target, overwrite=overwrite)  # somebody may have made it while we wrote
         _replace_folder(temporary, target, marker)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 @contextlib.contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """Give an empty hidden folder beside a target, on the same file system, which is gone when the block ends."""
-    with _readable_errors(target), _temporary(target, as_folder=True) as temporary:
+    with readable_errors(target), _temporary(target, as_folder=True) as temporary:
         yield temporary
         _remove(temporary)
 
@@ -163,6 +163,11 @@ def _temporary(target: Path, *, as_folder: bool) -> Iterator[Path]:
         raise
 
 
+def hidden_name(target: Path, ending: str) -> Path:
+    """A hidden name beside a target, always the same for the same target and ending."""
+    return target.with_name(f"{_prefix(target)}{ending}")
+
+
 def _prefix(target: Path) -> str:
     """How the temporary names of a target begin; the target's own name may fill all 255 bytes that a name can have."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
@@ -209,8 +214,12 @@ def _look_at(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _readable_errors(target: Path) -> Iterator[None]:
-    """Turn the errors of a full or read-only disk into a DataError; others pass: they may be about an input."""
+def readable_errors(target: Path) -> Iterator[None]:
+    """Turn the errors of a full or read-only disk into a DataError; others pass: they may be about an input.
+
+    Raises:
+        DataError: no room is left; or what the error is about is the target or has a hidden name of it.
+    """
     try:
         yield
     except OSError as error:
@@ -232,7 +241,7 @@ def _about(error: OSError, target: Path) -> bool:
     return name == os.fspath(target) or name.startswith(os.fspath(target.with_name(_prefix(target))))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold a file, or the names in a folder, before the rename that makes them visible."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.id_lists import IdLists
-from ipsrec_onnx.users import UserChunk, Users
+from ipsrec_onnx.user_chunks import UserChunk
+from ipsrec_onnx.users import Users
 
 FINE = 0
 

@@ -36,6 +36,10 @@ class RowWriter:
             self._write_group(self._waiting.slice(0, self._group_rows))
             self._waiting = self._waiting.slice(self._group_rows)
 
+    def note(self, key: str, value: str) -> None:
+        """Write a word about the rows into the file's metadata."""
+        self._writer.add_key_value_metadata({key: value})
+
     def finish(self) -> None:
         """Write the last row group."""
         if self._waiting.num_rows:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipsrec_onnx.approximate_recall import Recall
-from ipsrec_onnx.scored_chunk import ScoreCounts
+from ipsrec_onnx.score_counts import ScoreCounts
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,12 @@ class ScoreReport:
     """What a job did.
 
     Attributes:
-        output: the file of candidates.
+        output: the file of candidates, or their folder.
+        manifest: the JSON account of it all.
         bad_rows: the file of malformed rows; None unless they were to be diverted.
         model_sha256: of the model file.
-        counts: the account of rows and ids.
+        counts: the account of rows and ids, those of parts that were done before among them.
+        resumed_rows: users of parts that were done before.
         allowed_items: items that could be recommended.
         unknown_allow_items: ids of the allow list that the catalog does not know.
         unknown_deny_items: likewise of the deny list.
@@ -25,13 +27,15 @@ class ScoreReport:
         cpu_s: processor seconds of each stage, all threads together: read, map, encode, retrieve, lay_out, write.
         start_s: seconds from start to the first user: opening the model, laying out the items.
         wall_s: seconds from start to the finished file.
-        users_per_s: users read per second of them.
+        users_per_s: users read per second of them, without those of parts that were done before.
     """
 
     output: str
+    manifest: str
     bad_rows: str | None
     model_sha256: str
     counts: ScoreCounts
+    resumed_rows: int
     allowed_items: int
     unknown_allow_items: int
     unknown_deny_items: int

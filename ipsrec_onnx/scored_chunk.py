@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,41 +19,13 @@ from ipsrec_onnx.histories import Histories, MappedHistories, map_histories
 from ipsrec_onnx.id_lists import IdLists, id_lists
 from ipsrec_onnx.ids import find_ids
 from ipsrec_onnx.retrieval import ColdUsers, Ranker, rank_users
+from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.stage_times import StageTimes
-from ipsrec_onnx.users import UserChunk, UserColumns
+from ipsrec_onnx.user_chunks import UserChunk
+from ipsrec_onnx.users import UserColumns
 
 UnknownItems = Literal["drop", "error"]
 BadRows = Literal["error", "divert"]
-
-
-@dataclass(frozen=True)
-class ScoreCounts:
-    """An account of rows and ids.
-
-    Attributes:
-        rows_in: users read.
-        rows_out: users with a list in the output, be it empty.
-        rows_diverted: malformed rows set aside; rows_in = rows_out + rows_diverted.
-        cold_users: users without a known item.
-        short_lists: users with fewer items than asked for: nothing more was allowed.
-        history_items: item ids in the histories.
-        unknown_items: those that the catalog does not know.
-        unknown_providers: entries of known items whose provider id the catalog does not know.
-        unknown_candidates: ids in the candidates column that the catalog does not know.
-    """
-
-    rows_in: int = 0
-    rows_out: int = 0
-    rows_diverted: int = 0
-    cold_users: int = 0
-    short_lists: int = 0
-    history_items: int = 0
-    unknown_items: int = 0
-    unknown_providers: int = 0
-    unknown_candidates: int = 0
-
-    def __add__(self, other: ScoreCounts) -> ScoreCounts:
-        return ScoreCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +107,9 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
             rows_in=chunk.rows.num_rows,
             rows_out=len(rows),
             rows_diverted=dead.num_rows,
+            diverted_by_reason=dict(sorted(Counter(dead["reason"].to_pylist()).items())),
             cold_users=int(ranking.cold.sum()),
+            truncated_histories=int((mapped.known.lengths > rules.ranker.model.max_len).sum()),
             short_lists=int((ranking.lists.counts < rules.top_k).sum()),
             history_items=len(lists[columns.item_history].ids),
             unknown_items=len(mapped.unknown_items),

@@ -1,9 +1,9 @@
-"""Reads users files: one Parquet file, a folder of them, or a URI; chunk by chunk, in order, in bounded memory."""
+"""Opens users files: one Parquet file, a folder of them, or a URI; user_chunks.py reads their rows."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from ipsrec_onnx.id_lists import list_id_type
 
 PROVIDER_COLUMN = "provider_history"  # read where the files have it and no other name is asked for
 _READ_BUFFER = 1 << 20  # bytes held of each column chunk, however big its row group
-_CHUNK_IDS = 1 << 20  # ids of a chunk, so that long histories do not multiply memory
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,22 @@ class UsersFile:
         path: in its file system.
         name: for people and for the dead letters: path below the folder that was asked for.
         num_rows: users in it.
+        size: in bytes.
+        mtime_ns: when it was last written, nanoseconds since 1970; None where the file system does not know.
+        footer_sha256: of its Parquet metadata: sizes, offsets and statistics of every column chunk.
     """
 
     path: str
     name: str
     num_rows: int
+    size: int
+    mtime_ns: int | None
+    footer_sha256: str
 
 
 @dataclass(frozen=True, eq=False)
 class Users:
-    """Opened users files; their rows are read later, by read_chunks.
+    """Opened users files; their rows are read later, by user_chunks.read_chunks.
 
     Attributes:
         source: what was asked for, for messages.
@@ -82,28 +87,6 @@ class Users:
         return sum(file.num_rows for file in self.files)
 
 
-@dataclass(frozen=True, eq=False)
-class UserChunk:
-    """Some users that stand together in one row group.
-
-    Attributes:
-        file: where they come from.
-        row_group: number of the row group in the file, from 0.
-        first_row: number of the chunk's first row in the row group, from 0.
-        rows: (n,) record batch of the columns that are read.
-    """
-
-    file: UsersFile
-    row_group: int
-    first_row: int
-    rows: pa.RecordBatch
-
-    def where(self, row: int | None = None) -> str:
-        """Say where the chunk, or one row of it, stands."""
-        place = f"{self.file.path}, row group {self.row_group}"
-        return place if row is None else f"{place}, row {self.first_row + row}"
-
-
 def open_users(source: str | Path, columns: UserColumns) -> Users:
     """Find the files of a source and check their columns; reads no more than their footers.
 
@@ -120,8 +103,9 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
     files: list[UsersFile] = []
     schema: pa.Schema | None = None
     for path in paths:
-        with _open_parquet(file_system, path) as parquet:
-            found, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        info = file_system.get_file_info(path)
+        with open_parquet(file_system, path) as parquet:
+            found, num_rows, footer = parquet.schema_arrow, parquet.metadata.num_rows, footer_sha256(parquet)
         present = _present(columns, found, path)
         selected = _selected(found, present, path)
         if schema is None:
@@ -132,7 +116,7 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
                 "write all files of a folder with the same columns and types"
             )
         name = path[len(root) :].lstrip("/") if path != root else path.rsplit("/", 1)[-1]
-        files.append(UsersFile(path=path, name=name, num_rows=num_rows))
+        files.append(UsersFile(path, name, num_rows, info.size, info.mtime_ns, footer))
     if schema is None:
         raise DataError(f"input {source}: the folder has no *.parquet file; give a folder that has some")
     return Users(source=str(source), file_system=file_system, files=files, columns=in_all, schema=schema)
@@ -154,61 +138,19 @@ def check_id_kinds(users: Users, *, item_kind: pa.DataType, provider_kind: pa.Da
             list_id_type(users.schema.field(column).type, kind=kind, where=f"{users.files[0].path}, column {column}")
 
 
-def read_chunks(users: Users, *, chunk_rows: int) -> Iterator[UserChunk]:
-    """Read the users in order; no chunk spans two row groups, nor holds many more ids than memory is meant for.
-
-    Args:
-        users: as open_users gave it.
-        chunk_rows: users in a chunk at most; fewer where a row group's lists are long on average.
-
-    Raises:
-        DataError: a row group cannot be read, or has another number of rows than the file says.
-    """
-    for file in users.files:
-        with _open_parquet(users.file_system, file.path) as parquet:
-            for row_group in range(parquet.num_row_groups):
-                first_row = 0
-                for batch in _read_row_group(parquet, users, file, row_group=row_group, chunk_rows=chunk_rows):
-                    yield UserChunk(file=file, row_group=row_group, first_row=first_row, rows=batch)
-                    first_row += batch.num_rows
-                expected = parquet.metadata.row_group(row_group).num_rows
-                if first_row != expected:
-                    raise DataError(
-                        f"{file.path}, row group {row_group}: {first_row} rows, its footer says {expected}; "
-                        "the file is broken, write it again"
-                    )
-
-
-def _read_row_group(
-    parquet: pq.ParquetFile, users: Users, file: UsersFile, *, row_group: int, chunk_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Read one row group in batches; memory holds one batch and the read buffers."""
-    names = users.columns.names
-    batch_rows = min(chunk_rows, _rows_of_ids(parquet.metadata.row_group(row_group), names[1:]))
-    batches = parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False)
-    try:
-        for batch in batches:
-            yield batch.select(names).cast(users.schema)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file.path}, row group {row_group}: cannot be read ({error}); the file is broken, write it again"
-        ) from error
-
-
-def _rows_of_ids(group: pq.RowGroupMetaData, list_columns: list[str]) -> int:
-    """Rows of a row group that hold _CHUNK_IDS ids together, on its average; 1 or more."""
-    columns = (group.column(number) for number in range(group.num_columns))
-    prefixes = tuple(f"{name}." for name in list_columns)  # a list's leaf is named column.list.element or the like
-    ids = sum(int(column.num_values) for column in columns if column.path_in_schema.startswith(prefixes))
-    return max(1, _CHUNK_IDS * int(group.num_rows) // max(ids, 1))
-
-
-def _open_parquet(file_system: pafs.FileSystem, path: str) -> pq.ParquetFile:
+def open_parquet(file_system: pafs.FileSystem, path: str) -> pq.ParquetFile:
     """Open a Parquet file without reading ahead: a row group may be larger than memory allows for."""
     try:
         return pq.ParquetFile(path, filesystem=file_system, pre_buffer=False, buffer_size=_READ_BUFFER)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again") from error
+
+
+def footer_sha256(parquet: pq.ParquetFile) -> str:
+    """SHA-256 of a file's Parquet metadata, as UsersFile has it."""
+    sink = pa.BufferOutputStream()
+    parquet.metadata.write_metadata_file(sink)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:

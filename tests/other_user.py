@@ -18,7 +18,7 @@ def run_as_nobody(program: str, folder: Path) -> subprocess.CompletedProcess[str
             parent.chmod(parent.stat().st_mode | 0o111)
     # Modules are imported before the rights go: the checkout and the environment may lie where nobody else can look.
     drop = (
-        "import os, ipsrec_cli.main, ipsrec_onnx.dataset, ipsrec_onnx.model_file\n"
+        "import os, ipsrec_cli.main, ipsrec_onnx.dataset, ipsrec_onnx.model_file, ipsrec_onnx.scoring\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -80,18 +80,21 @@ def many_users(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("number", "code", "said"), STOPS)
-def test_a_signal_in_mid_score_leaves_the_folder_as_it_was(many_users, tmp_path, number, code, said):
+def test_a_signal_in_mid_score_leaves_yesterdays_output_and_what_is_done(many_users, tmp_path, number, code, said):
     (tmp_path / "o.parquet").write_text("yesterday's")
     inputs = ("--model", many_users / "model.onnx", "--input", many_users / "users.parquet")
     process = start("score", *inputs, "--output", tmp_path / "o.parquet", "--overwrite", "--bad-rows", "divert")
-    wait_for(lambda: len(list(tmp_path.iterdir())) == 3, process)
+    wait_for(lambda: any(tmp_path.glob(".*.job/parts/*.parquet")), process)
     process.send_signal(number)
     if number == signal.SIGTERM:
         process.send_signal(number)  # as `timeout` does
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, "")
     assert err.splitlines()[-1] == f"ipsrec: {said}"
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"o.parquet": "yesterday's"}
+    seen = {path.name: path.read_text() for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert seen == {"o.parquet": "yesterday's"}
+    (job,) = tmp_path.glob(".*.job")
+    assert any(job.glob("parts/*.parquet")) and not any(job.rglob("*.tmp"))
 
 
 def test_training_that_was_terminated_goes_on(tmp_path, rng):

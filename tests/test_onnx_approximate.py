@@ -139,7 +139,7 @@ def test_cold_users_get_the_popular_items(model, users, tmp_path):
 def test_threads_and_chunks_change_no_byte(model, users, tmp_path, monkeypatch):
     run(model, users, tmp_path, approximate=0.9, threads=1)
     before = (tmp_path / "o.parquet").read_bytes()
-    monkeypatch.setattr("ipsrec_onnx.scoring._LEAST_CHUNK_ROWS", 16)
+    monkeypatch.setattr("ipsrec_onnx.score_run._LEAST_CHUNK_ROWS", 16)
     run(model, users, tmp_path, approximate=0.9, threads=3)
     assert (tmp_path / "o.parquet").read_bytes() == before
 

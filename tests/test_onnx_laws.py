@@ -105,7 +105,7 @@ def test_a_user_alone_gets_the_same_list_and_scores(model, users, together, tmp_
 def test_neighbours_row_groups_and_threads_change_nothing(
     model, users, together, tmp_path, monkeypatch, threads, row_group_size
 ):
-    monkeypatch.setattr("ipsrec_onnx.scoring.CHUNK_ROWS", 64)
+    monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", 64)
     shuffled = users.take(pa.array(np.random.default_rng(row_group_size).permutation(len(users))))
     assert lists_of(model, shuffled, tmp_path, threads=threads, row_group_size=row_group_size) == together
 
@@ -121,7 +121,7 @@ def test_neighbours_of_any_length_change_nothing(model, users, together, tmp_pat
 
 
 def test_the_output_bytes_depend_on_nothing_but_the_job(model, users, tmp_path, monkeypatch):
-    monkeypatch.setattr("ipsrec_onnx.scoring.CHUNK_ROWS", 128)
+    monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", 128)
     written = []
     for threads in (1, 2, 4):
         folder = tmp_path / str(threads)
@@ -138,7 +138,7 @@ def test_the_fused_encoder_obeys_the_same_laws(model, users, together, tmp_path,
     for row in range(0, len(users), 150):
         alone = lists_of(model, users.slice(row, 1), tmp_path, threads=1, encoder="fused")
         assert alone == {user: fused[user] for user in alone}
-    monkeypatch.setattr("ipsrec_onnx.scoring.CHUNK_ROWS", 64)
+    monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", 64)
     shuffled = users.take(pa.array(np.random.default_rng(0).permutation(len(users))))
     assert lists_of(model, shuffled, tmp_path, threads=3, encoder="fused") == fused
     for user, (_, scores) in fused.items():

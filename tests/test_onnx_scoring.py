@@ -21,7 +21,8 @@ from naive_scoring import naive_score_user
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.row_writer import RowWriter
 from ipsrec_onnx.scoring import score
-from ipsrec_onnx.users import UserColumns, open_users, read_chunks
+from ipsrec_onnx.user_chunks import plan_parts, read_chunks
+from ipsrec_onnx.users import UserColumns, open_users
 
 
 def random_users(model: TinyModel, rng: np.random.Generator, num_users: int, *, longest: int = 14) -> pa.Table:
@@ -203,11 +204,11 @@ def test_long_lists_make_small_chunks_and_the_same_bytes(
     options: dict[str, Any] = {"top_k": 5, "candidates_column": "choice" if column == "choice" else None}
     score(model.path, tmp_path / "u.parquet", tmp_path / "a", **options)
     most = 40
-    monkeypatch.setattr("ipsrec_onnx.users._CHUNK_IDS", most)
+    monkeypatch.setattr("ipsrec_onnx.user_chunks._CHUNK_IDS", most)
     opened = open_users(tmp_path / "u.parquet", UserColumns("user_id", column, None, None))
     ids = [
         len(chunk.rows[column].flatten()) + len(chunk.rows["provider_history"].flatten())
-        for chunk in read_chunks(opened, chunk_rows=100)
+        for chunk in read_chunks(opened, plan_parts(opened), chunk_rows=100)
     ]
     assert sum(ids) / len(ids) <= most
     score(model.path, tmp_path / "u.parquet", tmp_path / "b", **options)

@@ -37,7 +37,9 @@ def parse_recall(ctx: click.Context, param: click.Parameter, value: str | None) 
 @click.command()
 @model_file_option
 @click.option("--input", "source", required=True, help="Users: a Parquet file, a folder of them, or a URI.")
-@click.option("--output", required=True, help="Parquet file of candidates to write.")
+@click.option(
+    "--output", required=True, help="Candidates to write: a Parquet file, or a folder of them if it ends in a slash."
+)
 @click.option("--top-k", type=click.IntRange(min=1), default=100, show_default=True, help="Length of the lists.")
 @click.option(
     "--layout",
@@ -92,6 +94,7 @@ def parse_recall(ctx: click.Context, param: click.Parameter, value: str | None) 
 @encoder_option
 @device_option
 @threads_option
+@click.option("--resume", is_flag=True, help="Go on where the same job was broken off; begin where none was.")
 @overwrite_option
 @json_option
 @quiet_option
@@ -117,6 +120,7 @@ def score(
     encoder: Literal["onnxruntime", "fused"],
     device: Literal["cpu", "cuda"],
     threads: int | None,
+    resume: bool,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -151,6 +155,7 @@ def score(
         encoder=encoder,
         device=device,
         threads=threads,
+        resume=resume,
         overwrite=overwrite,
         progress=not quiet,
     )
@@ -172,8 +177,11 @@ def _print_summary(report: ScoreReport) -> None:
     for name, count, always in (
         ("users read", counts.rows_in, True),
         ("users written", counts.rows_out, True),
+        ("of them before this run", report.resumed_rows, False),
         (f"malformed rows, in {report.bad_rows}", counts.rows_diverted, report.bad_rows is not None),
+        *((f"of them because {reason}", count, True) for reason, count in counts.diverted_by_reason.items()),
         ("cold users", counts.cold_users, True),
+        ("histories longer than the model looks at", counts.truncated_histories, False),
         ("lists shorter than asked for", counts.short_lists, True),
         ("item ids in the histories", counts.history_items, True),
         ("of them unknown to the model", counts.unknown_items, True),

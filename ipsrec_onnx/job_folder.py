@@ -1,0 +1,305 @@
+"""The folder in which a job keeps what is done, so that a job that was killed can go on; hidden, beside its output.
+
+    .candidates.parquet.1f0c2a77.job/
+        job.json          what the job is: model, input, options, versions
+        parts/            candidates of finished parts, one Parquet file each
+        bad_rows/         their malformed rows, where these are set aside
+        manifest.json     there once all is done, and what is left is to give the files their names
+        lock              held by the job that works here
+
+A file gets its name only when it is whole and on the disk: so whatever has a name is done. The lock is held for as
+long as the job lives, and the kernel lets go of it when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ipsrec_onnx.atomic import hidden_name, readable_errors, refuse_existing, sync
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.output_paths import OutputPaths, refuse_other_folder
+
+_DESCRIPTION, _MANIFEST, _PARTS, _BAD_ROWS = "job.json", "manifest.json", "parts", "bad_rows"
+_LOCK = "lock"
+_OLD = "replaced"  # an old output folder, until the new one has its place
+
+
+class JobFolder:
+    """The files of one job; made by open_job_folder.
+
+    Attributes:
+        path: the folder.
+        targets: where the results go.
+        finished: have all files their names?
+    """
+
+    def __init__(self, path: Path, targets: OutputPaths) -> None:
+        self.path, self.targets, self.finished = path, targets, False
+
+    def part(self, name: str) -> Path:
+        """Where the candidates of a part lie once they are done."""
+        return self.path / _PARTS / name
+
+    def bad_rows_part(self, name: str) -> Path:
+        """Where the malformed rows of a part lie; there before its candidates are."""
+        return self.path / _BAD_ROWS / name
+
+    @property
+    def whole(self) -> Path:
+        """The candidates of all parts in one file, where that is asked for."""
+        return self.path / "candidates.parquet"
+
+    @property
+    def whole_bad_rows(self) -> Path:
+        """The malformed rows of all parts."""
+        return self.path / "bad_rows.parquet"
+
+    def num_done(self) -> int:
+        """How many parts are done."""
+        return len(list((self.path / _PARTS).glob("*.parquet")))
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, where everything is done but giving the files their names; None before."""
+        path = self.path / _MANIFEST
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def commit(self, manifest: dict[str, Any], *, overwrite: bool) -> None:
+        """Say that all files are whole, and give them their names, the manifest last.
+
+        Raises:
+            DataError: as finish.
+        """
+        sync(self.path)
+        _write_json(self.path / _MANIFEST, manifest)
+        self.finish(overwrite=overwrite)
+
+    def finish(self, *, overwrite: bool) -> None:
+        """Give whole files their names; may be broken off and begun again at any point.
+
+        Raises:
+            DataError: somebody has made an output meanwhile, and it is not to be replaced.
+        """
+        targets = self.targets
+        moves = [(self.path / _PARTS if targets.as_folder else self.whole, targets.candidates)]
+        if targets.bad_rows is not None:
+            moves.insert(0, (self.whole_bad_rows, targets.bad_rows))
+        waiting = [(source, target) for source, target in moves if source.exists()]  # the others have their names
+        for _, target in waiting:
+            refuse_existing(target, overwrite=overwrite)
+        if targets.candidates in (target for _, target in waiting):
+            refuse_other_folder(targets)
+        _remove_old_account(targets)
+        for source, target in waiting:
+            if target.is_dir():
+                target.rename(self.path / _OLD)
+            source.replace(target)
+        sync(targets.candidates.parent)
+        (self.path / _MANIFEST).replace(targets.manifest)
+        sync(targets.manifest.parent)
+        self.finished = True
+
+
+def job_folder_path(targets: OutputPaths) -> Path:
+    """The hidden folder of a job with these results."""
+    return hidden_name(targets.candidates, "job")
+
+
+@contextlib.contextmanager
+def open_job_folder(
+    targets: OutputPaths, description: dict[str, Any], *, resume: bool, overwrite: bool
+) -> Iterator[JobFolder]:
+    """Begin a job, or go on with one that was broken off, and keep all others from its output meanwhile.
+
+    When the block ends with an error, what is done stays for --resume; a folder without a finished part goes.
+
+    Args:
+        targets: where the results go.
+        description: what the job is, as JSON; a job goes on only with the same.
+        resume: go on with an unfinished job; begin one where there is none.
+        overwrite: throw an unfinished job away that may not go on.
+
+    Raises:
+        DataError: another process has the output; an unfinished job is there and may neither go on nor be thrown away;
+            or the disk is full.
+    """
+    path = job_folder_path(targets)
+    with readable_errors(targets.candidates), _held(path, targets):
+        folder = JobFolder(path, targets)
+        found = _read_description(path)
+        if found is not None and not (resume and found == description):
+            if not overwrite:
+                _refuse_unfinished(path, targets, found, description, resume=resume)
+            found = None
+        try:
+            if found is None:
+                _begin_anew(path, targets)
+                _write_json(path / _DESCRIPTION, description)
+            if folder.manifest() is None:
+                for name in (_PARTS, _BAD_ROWS):
+                    (path / name).mkdir(exist_ok=True)
+            for unfinished in path.rglob("*.tmp"):
+                unfinished.unlink()
+            yield folder
+        finally:
+            if folder.finished or (folder.manifest() is None and not folder.num_done()):
+                _remove(path)
+
+
+def remove_finished_job(targets: OutputPaths, description: dict[str, Any]) -> None:
+    """Remove what is left of a job that was killed when all its results had their names already."""
+    path = job_folder_path(targets)
+    if path.exists():
+        with readable_errors(targets.candidates), _held(path, targets):
+            if _read_description(path) in (description, None):
+                _remove(path)
+
+
+def refuse_unfinished_job(targets: OutputPaths) -> None:
+    """Say early, before any work, that another job has the output, or an unfinished one is in the way.
+
+    Raises:
+        DataError: so it is.
+    """
+    path = job_folder_path(targets)
+    if _read_description(path) is not None:
+        with _held(path, targets):
+            pass
+        _refuse_unfinished(path, targets, {}, {}, resume=False)
+
+
+def _refuse_unfinished(
+    path: Path, targets: OutputPaths, found: dict[str, Any], wanted: dict[str, Any], *, resume: bool
+) -> None:
+    output = targets.candidates
+    if resume:
+        raise DataError(
+            f"output {output}: the unfinished job there is another one: {_first_difference(found, wanted)}; give what "
+            "it was begun with, or start over with --overwrite"
+        )
+    done = JobFolder(path, targets).num_done()
+    raise DataError(
+        f"output {output}: an unfinished job is there, {done} parts done; go on with --resume, or start over with "
+        "--overwrite"
+    )
+
+
+def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
+    """Name the first entry in which two JSON values differ, with both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *found]:
+            if found.get(key) != wanted.get(key):
+                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            if one != other:
+                return _first_difference(one, other, f"{where}[{number}]")
+    return f"its {where} is {json.dumps(found)[:200]}, asked for is {json.dumps(wanted)[:200]}"
+
+
+@contextlib.contextmanager
+def _held(path: Path, targets: OutputPaths) -> Iterator[None]:
+    """Make the folder and hold it.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    lock = path / _LOCK
+    while True:
+        path.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the job that held it has finished meanwhile, and its folder is gone
+            continue
+        try:
+            if not _lock(descriptor):
+                raise DataError(
+                    f"output {targets.candidates}: another job is writing it; wait for its end, or choose another name"
+                )
+            try:
+                still_there = os.path.samestat(os.fstat(descriptor), lock.stat())
+            except FileNotFoundError:
+                continue
+            if still_there:
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Hold a file; False where another process does. A file system without locks lets everybody in."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+            raise
+    return True
+
+
+def _read_description(path: Path) -> dict[str, Any] | None:
+    """What the job in a folder is; None where there is none, or it has not begun."""
+    try:
+        found = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); remove this folder, it is an unfinished job") from error
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _begin_anew(path: Path, targets: OutputPaths) -> None:
+    """Throw an unfinished job away, but for the lock; an output that it was about to replace comes back."""
+    if (path / _OLD).exists() and not targets.candidates.exists():
+        (path / _OLD).rename(targets.candidates)
+    for name in (_MANIFEST, _DESCRIPTION):  # first what says that there is something
+        (path / name).unlink(missing_ok=True)
+    sync(path)
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder that is held; what says what it is, and that it is held, at last."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name not in (_DESCRIPTION, _LOCK):
+            entry.unlink()
+    for name in (_DESCRIPTION, _LOCK):
+        (path / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another job may be about to begin in it
+        path.rmdir()
+
+
+def _remove_old_account(targets: OutputPaths) -> None:
+    """An old manifest says nothing of the new candidates; nor do its malformed rows, where there are no new ones."""
+    try:
+        old = json.loads(targets.manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = None
+    name = f"{targets.candidates.name}.bad_rows.parquet"
+    if targets.bad_rows is None and isinstance(old, dict) and (old.get("bad_rows") or {}).get("file") == name:
+        targets.candidates.with_name(name).unlink(missing_ok=True)
+    targets.manifest.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file that is whole or not there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)

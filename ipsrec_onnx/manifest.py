@@ -1,0 +1,81 @@
+"""The manifest of a finished job: what it was, what it wrote, the account of every row; a resumed one has the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ipsrec_onnx.job_folder import JobFolder
+from ipsrec_onnx.output_paths import OutputPaths
+from ipsrec_onnx.score_counts import ScoreCounts
+from ipsrec_onnx.score_outputs import part_name
+from ipsrec_onnx.user_chunks import UserPart
+from ipsrec_onnx.users import Users
+
+FORMAT_VERSION = 1
+
+
+def manifest_of(
+    folder: JobFolder, users: Users, parts: list[UserPart], *, job: dict[str, Any], counts: ScoreCounts
+) -> dict[str, Any]:
+    """Describe what a job has done; its files are whole and do not have their names yet.
+
+    Returns:
+        job: as it was begun; counts: the account; candidates: a file each, with rows, bytes, SHA-256 and, of a folder's
+        parts, the rows of the input that they are of; bad_rows: likewise, or None.
+    """
+    targets = folder.targets
+    if targets.as_folder:
+        candidates = [
+            {
+                **_file_entry(folder.part(part_name(part)), name=part_name(part)),
+                "of": {"file": users.files[part.file].name, "first_row": part.first_row, "rows": part.num_rows},
+            }
+            for part in parts
+        ]
+    else:
+        candidates = [_file_entry(folder.whole, name=targets.candidates.name)]
+    bad_rows = None if targets.bad_rows is None else _file_entry(folder.whole_bad_rows, name=targets.bad_rows.name)
+    return {
+        "format_version": FORMAT_VERSION,
+        "job": job,
+        "counts": counts.to_json(),
+        "candidates": candidates,
+        "bad_rows": bad_rows,
+    }
+
+
+def read_manifest(targets: OutputPaths) -> dict[str, Any] | None:
+    """The manifest of a finished output; None where there is none that can be read, or a file is not as it says."""
+    try:
+        found = json.loads(targets.manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        return None
+    try:
+        files = {
+            targets.candidates / entry["file"] if targets.as_folder else targets.candidates: entry["bytes"]
+            for entry in found["candidates"]
+        }
+        if targets.bad_rows is not None:
+            files[targets.bad_rows] = found["bad_rows"]["bytes"]
+        whole = all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+    except (OSError, KeyError, TypeError):
+        return None
+    return found if whole and {"job", "counts"} <= found.keys() else None
+
+
+def _file_entry(path: Path, *, name: str) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "file": name,
+        "rows": pq.read_metadata(path).num_rows,
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+    }

@@ -1,0 +1,123 @@
+"""Where a scoring job's results go: names that nothing else has, and no file that the job reads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from ipsrec_onnx.atomic import follow_link, refuse_existing
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.users import Users
+
+_PART_NAME = re.compile(r"part-\d{5,}-\d{12,}\.parquet")  # as score_outputs.part_name gives it
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """Where a job's results go.
+
+    Attributes:
+        candidates: a Parquet file, or a folder of them.
+        as_folder: which of the two.
+        bad_rows: a Parquet file of malformed rows; None unless they are set aside.
+        manifest: the JSON account of it all.
+    """
+
+    candidates: Path
+    as_folder: bool
+    bad_rows: Path | None
+    manifest: Path
+
+    @property
+    def all(self) -> list[Path]:
+        """All that are written."""
+        return [path for path in (self.candidates, self.bad_rows, self.manifest) if path is not None]
+
+
+def output_paths(output: str | Path, *, bad_rows: bool) -> OutputPaths:
+    """Name the results of a job; `bad_rows` says whether malformed rows are set aside.
+
+    A name that ends in a slash is a folder's, for there is nothing else that it could be; it has to be a string, for a
+    Path drops the slash. A link is followed.
+
+    Raises:
+        DataError: as refuse_existing, for a name that could not be written even with overwrite.
+    """
+    refuse_existing(output, overwrite=True)
+    candidates = follow_link(Path(output))
+    return OutputPaths(
+        candidates=candidates,
+        as_folder=str(output).endswith("/"),
+        bad_rows=candidates.with_name(f"{candidates.name}.bad_rows.parquet") if bad_rows else None,
+        manifest=candidates.with_name(f"{candidates.name}.manifest.json"),
+    )
+
+
+def refuse_outputs(targets: OutputPaths, *, overwrite: bool) -> None:
+    """Say early, before any work, whether the results could be written.
+
+    Raises:
+        DataError: as refuse_existing; or what is to be replaced is a folder of something else.
+    """
+    for path in targets.all:
+        refuse_existing(path, overwrite=overwrite)
+        if path.is_dir() and not (path == targets.candidates and targets.as_folder):
+            raise DataError(
+                f"output {path} is a folder, expected the name of a file; choose another name, or end it with / for a "
+                "folder of parts"
+            )
+    refuse_other_folder(targets)
+
+
+def refuse_other_folder(targets: OutputPaths) -> None:
+    """Refuse to replace a folder that holds anything but parts of candidates.
+
+    Raises:
+        DataError: it does.
+    """
+    if targets.as_folder and targets.candidates.is_dir():
+        for entry in targets.candidates.iterdir():
+            if not (entry.is_file() and _PART_NAME.fullmatch(entry.name)):
+                raise DataError(
+                    f"output {targets.candidates}: the folder there holds {entry.name!r}, which is no part of "
+                    "candidates, so it is not replaced; choose another name"
+                )
+
+
+def refuse_inputs(
+    targets: OutputPaths,
+    users: Users,
+    *,
+    model: str | Path,
+    allow_items: str | Path | None,
+    deny_items: str | Path | None,
+) -> None:
+    """Refuse an output that would take the place of an input.
+
+    Raises:
+        DataError: an output is a users file, the model file or its external data, or the allow or deny list.
+    """
+    inputs = [
+        ("the model file", model),
+        ("the model's external data", f"{model}.data"),
+        ("the allow list", allow_items),
+        ("the deny list", deny_items),
+    ]
+    if isinstance(users.file_system, pafs.LocalFileSystem):
+        inputs += [("one of the input's files", file.path) for file in users.files]
+    for output in targets.all:
+        for name, path in inputs:
+            if path is not None and _same_file(output, path):
+                raise DataError(f"output {output} is {name}; choose another name")
+            if path is not None and targets.as_folder and Path(path).resolve().is_relative_to(output.resolve()):
+                raise DataError(f"output {output}: {name} lies in it; choose another name")
+
+
+def _same_file(output: Path, path: str | Path) -> bool:
+    try:
+        return output.samefile(path)
+    except OSError:  # one of them is not there
+        return False

@@ -1,0 +1,71 @@
+"""The options of scoring that its lists depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from ipsrec_onnx.candidates import Layout
+from ipsrec_onnx.encoding import EncoderName, check_encoder
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.retrieval import ColdUsers
+from ipsrec_onnx.scored_chunk import BadRows, UnknownItems
+from ipsrec_onnx.session import Device
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What `score` is asked for; scoring.score says what each one means.
+
+    Raises:
+        DataError: two of them exclude each other.
+        ExecutionProviderError: the encoder does not run on the device.
+        ValueError: one has a value that it cannot have.
+    """
+
+    top_k: int
+    layout: Layout
+    keep_seen: bool
+    unknown_items: UnknownItems
+    cold_users: ColdUsers
+    bad_rows: BadRows
+    max_per_provider: int | None
+    candidates_column: str | None
+    approximate: float | None
+    encoder: EncoderName
+    device: Device
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("layout", Layout),
+            ("unknown_items", UnknownItems),
+            ("cold_users", ColdUsers),
+            ("bad_rows", BadRows),
+        ):
+            _check_choice(name, getattr(self, name), choices)
+        check_encoder(self.encoder, self.device)
+        if self.approximate is not None and not 0.0 < self.approximate <= 1.0:
+            raise ValueError(f"approximate is {self.approximate}, expected a recall above 0, at most 1")
+        if self.approximate is not None and self.candidates_column is not None:
+            raise DataError(
+                f"--approximate: the candidates of --candidates-column {self.candidates_column} are always scored "
+                "exactly; leave one of the two out"
+            )
+        for name in ("top_k", "max_per_provider"):
+            check_positive(name, getattr(self, name))
+
+
+def check_positive(name: str, number: int | None) -> None:
+    """Refuse a number below 1; None is fine.
+
+    Raises:
+        ValueError: it is below 1.
+    """
+    if number is not None and number < 1:
+        raise ValueError(f"{name} is {number}, expected 1 or more")
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuse a value that the Literal does not list."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}, expected one of {get_args(choices)}")

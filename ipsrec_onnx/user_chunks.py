@@ -1,0 +1,137 @@
+"""Reads the rows of users files: chunk by chunk, in order, in bounded memory; all of them, or some parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.users import Users, UsersFile, footer_sha256, open_parquet
+
+PART_ROWS = 1 << 16  # users of a part: what is lost of a job that is killed, at most, and some seconds of work
+_CHUNK_IDS = 1 << 20  # ids of a chunk, so that long histories do not multiply memory
+
+
+class UserPart(NamedTuple):
+    """Rows of one file that are written together.
+
+    Attributes:
+        file: number of the file in Users.files.
+        first_row: in the file, from 0.
+        num_rows: PART_ROWS, or fewer at the file's end.
+    """
+
+    file: int
+    first_row: int
+    num_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class UserChunk:
+    """Some users that stand together in one row group.
+
+    Attributes:
+        file: where they come from.
+        row_group: number of the row group in the file, from 0.
+        first_row: number of the chunk's first row in the row group, from 0.
+        rows: (n,) record batch of the columns that are read.
+    """
+
+    file: UsersFile
+    row_group: int
+    first_row: int
+    rows: pa.RecordBatch
+
+    def where(self, row: int | None = None) -> str:
+        """Say where the chunk, or one row of it, stands."""
+        place = f"{self.file.path}, row group {self.row_group}"
+        return place if row is None else f"{place}, row {self.first_row + row}"
+
+
+def plan_parts(users: Users) -> list[UserPart]:
+    """Cut users files into parts, by the numbers of their rows alone; one empty part where there is no user at all."""
+    parts = [
+        UserPart(number, first_row, min(PART_ROWS, file.num_rows - first_row))
+        for number, file in enumerate(users.files)
+        for first_row in range(0, file.num_rows, PART_ROWS)
+    ]
+    return parts or [UserPart(0, 0, 0)]
+
+
+def read_chunks(users: Users, parts: Sequence[UserPart], *, chunk_rows: int) -> Iterator[UserChunk]:
+    """Read the users of some parts in order.
+
+    No chunk spans two row groups or two parts, nor holds many more ids than memory is meant for. A row group is read
+    from its first row on, wherever the part begins in it.
+
+    Args:
+        users: as open_users gave it.
+        parts: of plan_parts, in their order.
+        chunk_rows: users in a chunk at most; fewer where a row group's lists are long on average.
+
+    Raises:
+        DataError: a file has changed since it was opened, or a row group cannot be read, or it has another number of
+            rows than the file says.
+    """
+    for number, of_file in groupby(parts, key=lambda part: part.file):
+        file, wanted = users.files[number], list(of_file)
+        with open_parquet(users.file_system, file.path) as parquet:
+            if footer_sha256(parquet) != file.footer_sha256:
+                raise DataError(f"{file.path}: changed while the job ran; begin again when it stays as it is")
+            group_start = 0
+            for row_group in range(parquet.num_row_groups):
+                group_stop = group_start + int(parquet.metadata.row_group(row_group).num_rows)
+                if list(_shared(wanted, group_start, group_stop)):
+                    start = group_start
+                    for batch in _read_row_group(parquet, users, file, row_group=row_group, chunk_rows=chunk_rows):
+                        for first, stop in _shared(wanted, start, start + batch.num_rows):
+                            rows = batch.slice(first - start, stop - first)
+                            yield UserChunk(file, row_group, first - group_start, rows)
+                        start += batch.num_rows
+                    _check_rows(file, row_group, found=start - group_start, expected=group_stop - group_start)
+                group_start = group_stop
+
+
+def _shared(parts: Sequence[UserPart], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """What each part has of the rows start .. stop - 1 of their file, as (first, one past the last); not if nothing."""
+    for part in parts:
+        first, last = max(part.first_row, start), min(part.first_row + part.num_rows, stop)
+        if first < last:
+            yield first, last
+
+
+def _check_rows(file: UsersFile, row_group: int, *, found: int, expected: int) -> None:
+    if found != expected:
+        raise DataError(
+            f"{file.path}, row group {row_group}: {found} rows, its footer says {expected}; the file is broken, write "
+            "it again"
+        )
+
+
+def _read_row_group(
+    parquet: pq.ParquetFile, users: Users, file: UsersFile, *, row_group: int, chunk_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Read one row group in batches; memory holds one batch and the read buffers."""
+    names = users.columns.names
+    batch_rows = min(chunk_rows, _rows_of_ids(parquet.metadata.row_group(row_group), names[1:]))
+    batches = parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False)
+    try:
+        for batch in batches:
+            yield batch.select(names).cast(users.schema)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file.path}, row group {row_group}: cannot be read ({error}); the file is broken, write it again"
+        ) from error
+
+
+def _rows_of_ids(group: pq.RowGroupMetaData, list_columns: list[str]) -> int:
+    """Rows of a row group that hold _CHUNK_IDS ids together, on its average; 1 or more."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    prefixes = tuple(f"{name}." for name in list_columns)  # a list's leaf is named column.list.element or the like
+    ids = sum(int(column.num_values) for column in columns if column.path_in_schema.startswith(prefixes))
+    return max(1, _CHUNK_IDS * int(group.num_rows) // max(ids, 1))
