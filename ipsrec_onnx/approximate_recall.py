@@ -47,6 +47,15 @@ class Recall:
         """Give everything as one flat JSON object."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Recall:
+        """Read what to_json gave.
+
+        Raises:
+            TypeError: it has other names.
+        """
+        return cls(**value)
+
 
 def choose_recall(ranker: Ranker, sample: Histories, *, target: float) -> tuple[ApproximateIndex, Recall]:
     """Build an index and let it look only as far as the target needs, under all rules of the job.

@@ -14,10 +14,7 @@ long as the job lives, and the kernel lets go of it when the process ends, howev
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +22,10 @@ from typing import Any
 
 from ipsrec_onnx.atomic import hidden_name, readable_errors, refuse_existing, sync
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.job_lock import LOCK, held_folder
 from ipsrec_onnx.output_paths import OutputPaths, refuse_other_folder
 
 _DESCRIPTION, _MANIFEST, _PARTS, _BAD_ROWS = "job.json", "manifest.json", "parts", "bad_rows"
-_LOCK = "lock"
 _OLD = "replaced"  # an old output folder, until the new one has its place
 
 
@@ -131,7 +128,7 @@ def open_job_folder(
             or the disk is full.
     """
     path = job_folder_path(targets)
-    with readable_errors(targets.candidates), _held(path, targets):
+    with readable_errors(targets.candidates), held_folder(path, output=targets.candidates):
         folder = JobFolder(path, targets)
         found = _read_description(path)
         if found is not None and not (resume and found == description):
@@ -157,7 +154,7 @@ def remove_finished_job(targets: OutputPaths, description: dict[str, Any]) -> No
     """Remove what is left of a job that was killed when all its results had their names already."""
     path = job_folder_path(targets)
     if path.exists():
-        with readable_errors(targets.candidates), _held(path, targets):
+        with readable_errors(targets.candidates), held_folder(path, output=targets.candidates):
             if _read_description(path) in (description, None):
                 _remove(path)
 
@@ -170,7 +167,7 @@ def refuse_unfinished_job(targets: OutputPaths) -> None:
     """
     path = job_folder_path(targets)
     if _read_description(path) is not None:
-        with _held(path, targets):
+        with held_folder(path, output=targets.candidates):
             pass
         _refuse_unfinished(path, targets, {}, {}, resume=False)
 
@@ -204,48 +201,6 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
     return f"its {where} is {json.dumps(found)[:200]}, asked for is {json.dumps(wanted)[:200]}"
 
 
-@contextlib.contextmanager
-def _held(path: Path, targets: OutputPaths) -> Iterator[None]:
-    """Make the folder and hold it.
-
-    Raises:
-        DataError: another process holds it.
-    """
-    lock = path / _LOCK
-    while True:
-        path.mkdir(exist_ok=True)
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the job that held it has finished meanwhile, and its folder is gone
-            continue
-        try:
-            if not _lock(descriptor):
-                raise DataError(
-                    f"output {targets.candidates}: another job is writing it; wait for its end, or choose another name"
-                )
-            try:
-                still_there = os.path.samestat(os.fstat(descriptor), lock.stat())
-            except FileNotFoundError:
-                continue
-            if still_there:
-                yield
-                return
-        finally:
-            os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Hold a file; False where another process does. A file system without locks lets everybody in."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
-            raise
-    return True
-
-
 def _read_description(path: Path) -> dict[str, Any] | None:
     """What the job in a folder is; None where there is none, or it has not begun."""
     try:
@@ -267,7 +222,7 @@ def _begin_anew(path: Path, targets: OutputPaths) -> None:
     for entry in path.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != _LOCK:
+        elif entry.name != LOCK:
             entry.unlink()
 
 
@@ -276,9 +231,9 @@ def _remove(path: Path) -> None:
     for entry in path.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name not in (_DESCRIPTION, _LOCK):
+        elif entry.name not in (_DESCRIPTION, LOCK):
             entry.unlink()
-    for name in (_DESCRIPTION, _LOCK):
+    for name in (_DESCRIPTION, LOCK):
         (path / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another job may be about to begin in it
         path.rmdir()

@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ipsrec_onnx.approximate_recall import Recall
+from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.job_folder import JobFolder
 from ipsrec_onnx.output_paths import OutputPaths
 from ipsrec_onnx.score_counts import ScoreCounts
@@ -20,13 +22,20 @@ FORMAT_VERSION = 1
 
 
 def manifest_of(
-    folder: JobFolder, users: Users, parts: list[UserPart], *, job: dict[str, Any], counts: ScoreCounts
+    folder: JobFolder,
+    users: Users,
+    parts: list[UserPart],
+    *,
+    job: dict[str, Any],
+    counts: ScoreCounts,
+    recall: Recall | None,
 ) -> dict[str, Any]:
     """Describe what a job has done; its files are whole and do not have their names yet.
 
     Returns:
-        job: as it was begun; counts: the account; candidates: a file each, with rows, bytes, SHA-256 and, of a folder's
-        parts, the rows of the input that they are of; bad_rows: likewise, or None.
+        job: as it was begun; counts: the account; approximate: how good its lists are, or None; candidates: a file
+        each, with rows, bytes, SHA-256 and, of a folder's parts, the rows of the input that they are of; bad_rows:
+        likewise, or None.
     """
     targets = folder.targets
     if targets.as_folder:
@@ -44,6 +53,7 @@ def manifest_of(
         "format_version": FORMAT_VERSION,
         "job": job,
         "counts": counts.to_json(),
+        "approximate": None if recall is None else recall.to_json(),
         "candidates": candidates,
         "bad_rows": bad_rows,
     }
@@ -68,6 +78,21 @@ def read_manifest(targets: OutputPaths) -> dict[str, Any] | None:
     except (OSError, KeyError, TypeError):
         return None
     return found if whole and {"job", "counts"} <= found.keys() else None
+
+
+def account(manifest: dict[str, Any], targets: OutputPaths) -> tuple[ScoreCounts, Recall | None]:
+    """The counts of a manifest, and how good approximate lists are.
+
+    Raises:
+        DataError: somebody has changed it.
+    """
+    try:
+        recall = manifest["approximate"]
+        return ScoreCounts.from_json(manifest["counts"]), None if recall is None else Recall.from_json(recall)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"output {targets.candidates}: its manifest is broken ({error!r}); start over with --overwrite"
+        ) from error
 
 
 def _file_entry(path: Path, *, name: str) -> dict[str, Any]:

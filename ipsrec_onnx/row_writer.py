@@ -60,7 +60,9 @@ def open_row_writer(path: Path, schema: pa.Schema, *, group_rows: int) -> Iterat
         group_rows: rows of each row group but the last.
     """
     dictionary = [name for name in schema.names if name in _DICTIONARY_COLUMNS]
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary) as parquet:
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=dictionary, write_page_checksum=True
+    ) as parquet:
         writer = RowWriter(parquet, schema, group_rows=group_rows)
         yield writer
         writer.finish()

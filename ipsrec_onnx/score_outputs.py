@@ -62,9 +62,9 @@ class ScoreOutputs:
             whole = None if self._folder.targets.as_folder else stack.enter_context(self._open_whole())
             for number, part in enumerate(self._parts):
                 if number in self.done:
-                    if whole is not None:
-                        with self.times.stage("write"):
-                            for rows in _stored_rows(self._folder.part(part_name(part))):
+                    with self.times.stage("write"):
+                        for rows in _stored_rows(self._folder.part(part_name(part))):  # a damaged one is found here
+                            if whole is not None:
                                 whole.write(rows)
                     yield self.done[number]
                 else:
@@ -157,7 +157,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 def _stored_rows(path: Path) -> Iterator[pa.Table]:
     """The rows of a part that is done, a row group at a time."""
     try:
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
             schema = parquet.schema_arrow.remove_metadata()
             for row_group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(row_group, use_threads=False).cast(schema)

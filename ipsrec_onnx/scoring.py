@@ -27,7 +27,7 @@ from ipsrec_onnx.filters import AllowedItems, allowed_items
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.job_description import describe_job
 from ipsrec_onnx.job_folder import JobFolder, open_job_folder, refuse_unfinished_job, remove_finished_job
-from ipsrec_onnx.manifest import manifest_of, read_manifest
+from ipsrec_onnx.manifest import account, manifest_of, read_manifest
 from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs
 from ipsrec_onnx.progress import show_note
@@ -152,7 +152,7 @@ def score(
             complete = folder.manifest()
             if complete is not None:
                 folder.finish(overwrite=overwrite)
-                work = _work_of(complete)
+                work = _work_of(complete, targets)
             else:
                 refuse_outputs(targets, overwrite=overwrite)
                 rules = build_rules(model_file, users, options, items, model_sha256=sha256, index_cache=index_cache)
@@ -167,11 +167,12 @@ def score(
                     users,
                     rules,
                     description,
+                    recall=recall,
                     threads=threads or usable_cores(),
                     overwrite=overwrite,
                     progress=progress,
                 )
-                work = replace(work, recall=recall, start_s=start_s)
+                work = replace(work, start_s=start_s)
     wall_s = time.perf_counter() - started
     return ScoreReport(
         output=str(output),
@@ -208,13 +209,13 @@ def _finished_work(targets: OutputPaths, description: dict[str, Any]) -> _Work |
     if manifest is None or manifest["job"] != description:
         return None
     remove_finished_job(targets, description)
-    return _work_of(manifest)
+    return _work_of(manifest, targets)
 
 
-def _work_of(manifest: dict[str, Any]) -> _Work:
+def _work_of(manifest: dict[str, Any], targets: OutputPaths) -> _Work:
     """What was done before this run, by the manifest of it."""
-    counts = ScoreCounts.from_json(manifest["counts"])
-    return _Work(counts, resumed_rows=counts.rows_in)
+    counts, recall = account(manifest, targets)
+    return _Work(counts, resumed_rows=counts.rows_in, recall=recall)
 
 
 def _do_work(
@@ -223,6 +224,7 @@ def _do_work(
     rules: ScoreRules,
     description: dict[str, Any],
     *,
+    recall: Recall | None,
     threads: int,
     overwrite: bool,
     progress: bool,
@@ -234,9 +236,9 @@ def _do_work(
     resumed_rows = sum(counts.rows_in for counts in outputs.done.values())
     counts = score_users(users, rules, parts, outputs, threads=threads, progress=progress)
     with outputs.times.stage("write"):
-        manifest = manifest_of(folder, users, parts, job=description, counts=counts)
+        manifest = manifest_of(folder, users, parts, job=description, counts=counts, recall=recall)
         folder.commit(manifest, overwrite=overwrite)
-    return _Work(counts, resumed_rows, cpu_s=dict(outputs.times.cpu_s))
+    return _Work(counts, resumed_rows, recall=recall, cpu_s=dict(outputs.times.cpu_s))
 
 
 def build_rules(

@@ -109,6 +109,8 @@ def test_recall_is_measured_on_known_users_however_small_the_first_files_are(mod
     recall = run(model, users, tmp_path, approximate=0.9)[0].approximate
     assert recall.users == 256
     assert score(model.path, tmp_path / "users", tmp_path / "p", top_k=20, approximate=0.9).approximate == recall
+    again = score(model.path, tmp_path / "users", tmp_path / "p", top_k=20, approximate=0.9, resume=True)
+    assert again.resumed_rows == again.counts.rows_in and again.approximate == recall
 
 
 def test_sliced_histories_propose_the_items_of_their_own_providers(model):

@@ -277,6 +277,32 @@ def test_an_error_leaves_finished_parts_alone(job: Job, tmp_path: Path, monkeypa
     assert sum("/parts/part-" in name for name in left) == 49
 
 
+def test_a_part_that_the_disk_has_damaged_is_found(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_chunks, "PART_ROWS", crashes.PART_ROWS)
+    arguments = unfinished(job, tmp_path / "o", resume=True)
+    part = min((tmp_path / "o").glob(".*/parts/*.parquet"))
+    content = bytearray(part.read_bytes())
+    column = pq.read_metadata(part).row_group(0).column(0)
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{part.name}: this part of an unfinished job cannot be read"):
+        score(**arguments)
+
+
+def test_a_manifest_that_somebody_has_changed_is_one_line(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_chunks, "PART_ROWS", crashes.PART_ROWS)
+    arguments = job.in_folder(tmp_path / "o", resume=True)
+    assert crashes.run(crashes.server(), crashes.score_in_parts, arguments) == 0
+    (path,) = (tmp_path / "o").glob("*.manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["counts"]["rows_in"] = -1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"its manifest is broken .*--overwrite"):
+        score(**arguments)
+
+
 @pytest.mark.parametrize("what", ["a lost part", "a longer file", "a foreign manifest"])
 def test_an_output_that_is_not_as_its_manifest_says_is_not_finished(job: Job, tmp_path: Path, what: str) -> None:
     arguments = job.in_folder(tmp_path / "o", resume=True)
