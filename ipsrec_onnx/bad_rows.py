@@ -9,7 +9,6 @@ import pyarrow as pa
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.id_lists import IdLists
 from ipsrec_onnx.user_chunks import UserChunk
-from ipsrec_onnx.users import Users
 
 FINE = 0
 
@@ -61,11 +60,11 @@ def refuse_bad_rows(chunk: UserChunk, reason: npt.NDArray[np.int8], reasons: lis
         )
 
 
-def dead_letter_schema(users: Users) -> pa.Schema:
-    """Columns of the dead letters: where each row stood, what is wrong with it, and the row itself."""
+def dead_letter_schema(schema: pa.Schema) -> pa.Schema:
+    """Columns of the dead letters: where each row stood, what is wrong with it, and the row itself, of this schema."""
     place = [("file", pa.string()), ("row_group", pa.int64()), ("row", pa.int64()), ("reason", pa.string())]
     taken = {name for name, _ in place}
-    own = [field.with_name(f"input_{field.name}" if field.name in taken else field.name) for field in users.schema]
+    own = [field.with_name(f"input_{field.name}" if field.name in taken else field.name) for field in schema]
     return pa.schema([*place, *own])
 
 
@@ -84,8 +83,8 @@ def dead_letters(chunk: UserChunk, reason: npt.NDArray[np.int8], reasons: list[s
     rows = np.flatnonzero(reason != FINE)
     words = pa.array(reasons, pa.string())
     columns = [
-        pa.array([chunk.file.name] * len(rows), pa.string()),
-        pa.array(np.full(len(rows), chunk.row_group, np.int64)),
+        pa.array([chunk.name] * len(rows), pa.string()),
+        pa.array([chunk.row_group] * len(rows), pa.int64()),
         pa.array(rows + chunk.first_row, pa.int64()),
         words.take(pa.array(reason[rows].astype(np.int64) - 1)),
         *chunk.rows.take(pa.array(rows)).columns,

@@ -20,7 +20,7 @@ def user_id_type(arrow_type: pa.DataType) -> pa.DataType:
 
 
 def candidates_schema(
-    user_id: pa.DataType, item_id: pa.DataType, *, layout: Layout, metadata: dict[str, str]
+    user_id: pa.DataType, item_id: pa.DataType, *, layout: Layout, metadata: dict[str, str] | None
 ) -> pa.Schema:
     """Columns of the output.
 
@@ -28,7 +28,7 @@ def candidates_schema(
         user_id: type of the input's user ids.
         item_id: type of the catalog's item ids.
         layout: "list" has one row per user, "long" one per candidate.
-        metadata: what made the file; stored in it.
+        metadata: what made the file, stored in it; None for a table.
     """
     columns = {
         "list": [

@@ -19,23 +19,23 @@ from typing import Any
 import numpy as np
 
 from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
-from ipsrec_onnx.bad_rows import dead_letter_schema
-from ipsrec_onnx.candidates import Layout, candidates_schema
+from ipsrec_onnx.candidates import Layout
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.encoding import EncoderName
-from ipsrec_onnx.filters import AllowedItems, allowed_items
+from ipsrec_onnx.filters import allowed_items
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.job_description import describe_job
 from ipsrec_onnx.job_folder import JobFolder, open_job_folder, refuse_unfinished_job, remove_finished_job
 from ipsrec_onnx.manifest import account, manifest_of, read_manifest
-from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
+from ipsrec_onnx.model_file import model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs
 from ipsrec_onnx.progress import show_note
-from ipsrec_onnx.retrieval import ColdUsers, build_ranker
+from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_options import ScoreOptions, check_positive
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_report import ScoreReport
+from ipsrec_onnx.score_rules import build_rules, open_ranker
 from ipsrec_onnx.score_run import CHUNK_ROWS, score_users
 from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems, known_histories
 from ipsrec_onnx.session import Device
@@ -140,7 +140,7 @@ def score(
     refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items)
     model_file = open_model_file(model, device=device)
     catalog = model_file.catalog
-    check_id_kinds(users, item_kind=catalog.item_ids.type, provider_kind=catalog.provider_ids.type)
+    check_id_kinds(users.schema, users.columns, catalog, where=users.files[0].path)
     items = allowed_items(catalog, allow_items=allow_items, deny_items=deny_items)
     sha256 = model_file_sha256(model)
     description = describe_job(
@@ -155,7 +155,12 @@ def score(
                 work = _work_of(complete, targets)
             else:
                 refuse_outputs(targets, overwrite=overwrite)
-                rules = build_rules(model_file, users, options, items, model_sha256=sha256, index_cache=index_cache)
+                ranker = open_ranker(model_file, options, items, index_cache=index_cache)
+                made_by = {
+                    "ipsrec.model_sha256": sha256,
+                    "ipsrec.options": json.dumps({**asdict(options), "allowed_items": items.num_allowed}),
+                }
+                rules = build_rules(ranker, options, columns=users.columns, schema=users.schema, metadata=made_by)
                 recall = None
                 if approximate is not None:
                     index, recall = choose_recall(rules.ranker, _first_histories(users, rules), target=approximate)
@@ -239,44 +244,6 @@ def _do_work(
         manifest = manifest_of(folder, users, parts, job=description, counts=counts, recall=recall)
         folder.commit(manifest, overwrite=overwrite)
     return _Work(counts, resumed_rows, recall=recall, cpu_s=dict(outputs.times.cpu_s))
-
-
-def build_rules(
-    model_file: ModelFile,
-    users: Users,
-    options: ScoreOptions,
-    items: AllowedItems,
-    *,
-    model_sha256: str,
-    index_cache: str | Path | None,
-) -> ScoreRules:
-    """Lay out the items and gather all that a chunk is scored by."""
-    return ScoreRules(
-        ranker=build_ranker(
-            model_file,
-            items.allowed,
-            top_k=options.top_k,
-            keep_seen=options.keep_seen,
-            max_per_provider=options.max_per_provider,
-            encoder=options.encoder,
-            index_cache=index_cache,
-        ),
-        columns=users.columns,
-        top_k=options.top_k,
-        unknown_items=options.unknown_items,
-        cold_users=options.cold_users,
-        bad_rows=options.bad_rows,
-        schema=candidates_schema(
-            users.schema.field(users.columns.user_id).type,
-            model_file.catalog.item_ids.type,
-            layout=options.layout,
-            metadata={
-                "ipsrec.model_sha256": model_sha256,
-                "ipsrec.options": json.dumps({**asdict(options), "allowed_items": items.num_allowed}),
-            },
-        ),
-        dead_letter_schema=dead_letter_schema(users),
-    )
 
 
 def _first_histories(users: Users, rules: ScoreRules) -> Histories:

@@ -33,23 +33,25 @@ class UserPart(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class UserChunk:
-    """Some users that stand together in one row group.
+    """Some users that stand together in one row group of a file, or in a table that the caller has.
 
     Attributes:
-        file: where they come from.
-        row_group: number of the row group in the file, from 0.
-        first_row: number of the chunk's first row in the row group, from 0.
+        path: of the file, or what else a message calls the place.
+        name: of the file, for the dead letters.
+        row_group: number of the row group in the file, from 0; None for a table.
+        first_row: number of the chunk's first row in the row group or the table, from 0.
         rows: (n,) record batch of the columns that are read.
     """
 
-    file: UsersFile
-    row_group: int
+    path: str
+    name: str
+    row_group: int | None
     first_row: int
     rows: pa.RecordBatch
 
     def where(self, row: int | None = None) -> str:
         """Say where the chunk, or one row of it, stands."""
-        place = f"{self.file.path}, row group {self.row_group}"
+        place = self.path if self.row_group is None else f"{self.path}, row group {self.row_group}"
         return place if row is None else f"{place}, row {self.first_row + row}"
 
 
@@ -91,7 +93,7 @@ def read_chunks(users: Users, parts: Sequence[UserPart], *, chunk_rows: int) -> 
                     for batch in _read_row_group(parquet, users, file, row_group=row_group, chunk_rows=chunk_rows):
                         for first, stop in _shared(wanted, start, start + batch.num_rows):
                             rows = batch.slice(first - start, stop - first)
-                            yield UserChunk(file, row_group, first - group_start, rows)
+                            yield UserChunk(file.path, file.name, row_group, first - group_start, rows)
                         start += batch.num_rows
                     _check_rows(file, row_group, found=start - group_start, expected=group_stop - group_start)
                 group_start = group_stop

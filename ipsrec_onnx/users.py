@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.id_lists import list_id_type
 
@@ -106,8 +107,8 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
         info = file_system.get_file_info(path)
         with open_parquet(file_system, path) as parquet:
             found, num_rows, footer = parquet.schema_arrow, parquet.metadata.num_rows, footer_sha256(parquet)
-        present = _present(columns, found, path)
-        selected = _selected(found, present, path)
+        present = present_columns(columns, found, where=path)
+        selected = selected_schema(found, present, where=path)
         if schema is None:
             in_all, schema = present, selected
         elif selected != schema:
@@ -122,20 +123,26 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
     return Users(source=str(source), file_system=file_system, files=files, columns=in_all, schema=schema)
 
 
-def check_id_kinds(users: Users, *, item_kind: pa.DataType, provider_kind: pa.DataType) -> None:
+def check_id_kinds(schema: pa.Schema, columns: UserColumns, catalog: Catalog, *, where: str) -> None:
     """Check, before any work, that the ids of the histories are of the catalog's kinds.
+
+    Args:
+        schema: of the columns.
+        columns: which of them are what.
+        catalog: of the model.
+        where: what has this schema, for the message.
 
     Raises:
         DataError: a column is no list, or its ids are of another kind.
     """
-    columns = users.columns
+    item_kind, provider_kind = catalog.item_ids.type, catalog.provider_ids.type
     for column, kind in (
         (columns.item_history, item_kind),
         (columns.provider_history, provider_kind),
         (columns.candidates, item_kind),
     ):
         if column is not None:
-            list_id_type(users.schema.field(column).type, kind=kind, where=f"{users.files[0].path}, column {column}")
+            list_id_type(schema.field(column).type, kind=kind, where=f"{where}, column {column}")
 
 
 def open_parquet(file_system: pafs.FileSystem, path: str) -> pq.ParquetFile:
@@ -184,22 +191,30 @@ def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:
     return file_system, root, sorted(paths)
 
 
-def _present(columns: UserColumns, schema: pa.Schema, path: str) -> UserColumns:
-    """Add PROVIDER_COLUMN where the file has it and no name is asked for; every column must be there, once."""
+def present_columns(columns: UserColumns, schema: pa.Schema, *, where: str) -> UserColumns:
+    """Add PROVIDER_COLUMN where the schema has it and no name is asked for.
+
+    Raises:
+        DataError: a column is not there, or more than once.
+    """
     if columns.provider_history is None and PROVIDER_COLUMN in schema.names:
         columns = replace(columns, provider_history=PROVIDER_COLUMN)
     for name in columns.names:
         if schema.names.count(name) != 1:
             found = f"is there {schema.names.count(name)} times" if name in schema.names else "is missing"
-            raise DataError(f"{path}: column {name} {found}, found {schema.names}; name another column by its option")
+            raise DataError(f"{where}: column {name} {found}, found {schema.names}; name another column by its option")
     return columns
 
 
-def _selected(schema: pa.Schema, columns: UserColumns, path: str) -> pa.Schema:
-    """Types of the columns that are read. A string view becomes a string: few Arrow functions take views."""
+def selected_schema(schema: pa.Schema, columns: UserColumns, *, where: str) -> pa.Schema:
+    """Types of the columns that are read. A string view becomes a string: few Arrow functions take views.
+
+    Raises:
+        DataError: one column is named for two purposes.
+    """
     names = columns.names
     if len(set(names)) != len(names):
-        raise DataError(f"{path}: one column is named for two purposes: {names}; name each its own")
+        raise DataError(f"{where}: one column is named for two purposes: {names}; name each its own")
     return pa.schema([(name, _without_views(schema.field(name).type)) for name in names])
 
 
