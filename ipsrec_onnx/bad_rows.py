@@ -27,14 +27,23 @@ def find_bad_rows(
         reason: (n,) int8, FINE or 1 + the row of reasons.
         reasons: what can be wrong, in words.
     """
-    reason = np.full(chunk.rows.num_rows, FINE, np.int8)
+    reason, reasons = find_bad_lists(lists, same_lengths=same_lengths)
+    no_user = chunk.rows.column(0).is_null().to_numpy(zero_copy_only=False)
+    reason[no_user] = len(reasons) + 1
+    return reason, [*reasons, f"{chunk.rows.schema.names[0]} is null"]
+
+
+def find_bad_lists(
+    lists: dict[str, IdLists], *, same_lengths: tuple[str, str] | None
+) -> tuple[npt.NDArray[np.int8], list[str]]:
+    """Find the users whose lists cannot be scored; as find_bad_rows, of one list column or more."""
+    reason = np.full(len(next(iter(lists.values())).null_lists), FINE, np.int8)
     reasons: list[str] = []
 
     def add(bad: npt.NDArray[np.bool_], words: str) -> None:
         reasons.append(words)
         reason[bad & (reason == FINE)] = len(reasons)
 
-    add(chunk.rows.column(0).is_null().to_numpy(zero_copy_only=False), f"{chunk.rows.schema.names[0]} is null")
     for column, column_lists in lists.items():
         add(column_lists.null_lists, f"{column} is null")
         add(column_lists.too_large, f"{column} holds an id beyond int64")

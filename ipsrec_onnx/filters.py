@@ -14,6 +14,7 @@ from ipsrec_kernels.padding import PADDING
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import find_ids, id_type, plain_ids
+from ipsrec_onnx.in_memory import Ids, arrow_ids
 
 _PARQUET_MAGIC = b"PAR1"
 
@@ -35,13 +36,15 @@ class AllowedItems:
     unknown_deny_items: int
 
 
-def allowed_items(catalog: Catalog, *, allow_items: str | Path | None, deny_items: str | Path | None) -> AllowedItems:
+def allowed_items(
+    catalog: Catalog, *, allow_items: str | Path | Ids | None, deny_items: str | Path | Ids | None
+) -> AllowedItems:
     """Read an allow list and a deny list; an item on both is denied.
 
     Args:
         catalog: of the model.
-        allow_items: Parquet or text file of the only items to recommend, or a pipe; None allows all.
-        deny_items: Parquet or text file of items never to recommend, or a pipe; None denies none.
+        allow_items: Parquet or text file of the only items to recommend, or a pipe, or the ids; None allows all.
+        deny_items: Parquet or text file of items never to recommend, or a pipe, or the ids; None denies none.
 
     Raises:
         DataError: a file is not there or cannot be read; its ids are of another kind than the catalog's; or no item is
@@ -56,7 +59,8 @@ def allowed_items(catalog: Catalog, *, allow_items: str | Path | None, deny_item
         unknown_allow = int(np.count_nonzero(items == PADDING))
         if unknown_allow == len(items):
             raise DataError(
-                f"allow list {allow_items}: none of its {len(items)} ids is in the model's catalog; check its ids"
+                f"allow list {_called(allow_items)}: none of its {len(items)} ids is in the model's catalog; "
+                "check its ids"
             )
         allowed[items] = True
     if deny_items is not None:
@@ -65,16 +69,28 @@ def allowed_items(catalog: Catalog, *, allow_items: str | Path | None, deny_item
         allowed[items] = False
     allowed[PADDING] = False
     if not allowed.any():
-        only = "" if allow_items is None else f" of the allow list {allow_items}"
-        raise DataError(f"deny list {deny_items}: it holds every item{only}, so none is left to recommend; shorten it")
+        only = "" if allow_items is None else f" of the allow list {_called(allow_items)}"
+        raise DataError(
+            f"deny list {_called(deny_items)}: it holds every item{only}, so none is left to recommend; shorten it"
+        )
     return AllowedItems(allowed, int(allowed.sum()), unknown_allow, unknown_deny)
 
 
-def _item_list(catalog: Catalog, path: str | Path) -> npt.NDArray[np.int32]:
+def _called(items: str | Path | Ids | None) -> str:
+    """What a message calls a list."""
+    return str(items) if isinstance(items, str | Path) else "in memory"
+
+
+def _item_list(catalog: Catalog, items: str | Path | Ids) -> npt.NDArray[np.int32]:
     """Read a list of item ids as item_index, PADDING for an id that the catalog does not know."""
-    where = f"item list {path}"
+    where = f"item list {_called(items)}"
+    if not isinstance(items, str | Path):
+        given = arrow_ids(items, where=where)
+        if not len(given):  # without an element, it says nothing of its type
+            return np.zeros(0, np.int32)
+        return np.asarray(find_ids(catalog.item_table, _plain_of_kind(given, catalog, where=where)), np.int32)
     try:
-        data = Path(path).read_bytes()  # once: a pipe is empty the second time
+        data = Path(items).read_bytes()  # once: a pipe is empty the second time
         ids = (_from_parquet if data.startswith(_PARQUET_MAGIC) else _from_text)(data, catalog, where=where)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{where}: cannot be read ({error}); give a Parquet or UTF-8 text file") from error
@@ -88,11 +104,14 @@ def _from_parquet(data: bytes, catalog: Catalog, *, where: str) -> pa.Array:
         if len(names) != 1 and names.count("item_id") != 1:
             raise DataError(f"{where}: columns {names}, expected one of them named item_id; name the column of ids so")
         column = "item_id" if "item_id" in names else names[0]
-        found = parquet.schema_arrow.field(column).type
-        where = f"{where}, column {column}"
-        if id_type(found, where=where) != catalog.item_ids.type:
-            raise DataError(f"{where}: ids of type {found}, the catalog has {catalog.item_ids.type}; cast the column")
-        return plain_ids(parquet.read(columns=[column])[column], where=where)
+        return _plain_of_kind(parquet.read(columns=[column])[column], catalog, where=f"{where}, column {column}")
+
+
+def _plain_of_kind(ids: pa.Array | pa.ChunkedArray, catalog: Catalog, *, where: str) -> pa.Array:
+    """Bring ids to the catalog's type."""
+    if id_type(ids.type, where=where) != catalog.item_ids.type:
+        raise DataError(f"{where}: ids of type {ids.type}, the catalog has {catalog.item_ids.type}; cast the column")
+    return plain_ids(ids, where=where)
 
 
 def _from_text(data: bytes, catalog: Catalog, *, where: str) -> pa.Array:

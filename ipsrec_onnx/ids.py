@@ -48,6 +48,18 @@ def id_type(arrow_type: pa.DataType, *, where: str) -> pa.DataType:
     raise DataError(f"{where}: ids of type {arrow_type}, expected an integer or string type; cast the column")
 
 
+def without_views(arrow_type: pa.DataType) -> pa.DataType:
+    """The type with strings for string views, in lists and dictionaries, too: few Arrow functions take views."""
+    if pa.types.is_string_view(arrow_type):
+        return pa.large_string()
+    if pa.types.is_dictionary(arrow_type) and pa.types.is_string_view(arrow_type.value_type):
+        return pa.dictionary(arrow_type.index_type, pa.large_string(), arrow_type.ordered)
+    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
+        inner = without_views(arrow_type.value_type)
+        return arrow_type if inner == arrow_type.value_type else pa.large_list(inner)
+    return arrow_type
+
+
 def id_table(ids: pa.Array, *, what: str) -> IdTable:
     """Build the table that finds the index (1..n) of each id.
 

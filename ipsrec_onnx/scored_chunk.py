@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -161,20 +161,29 @@ def _refuse_unknown_items(
     if len(mapped.unknown_items):
         position = int(mapped.unknown_items[0])
         row = int(rows[np.searchsorted(items.offsets, position, side="right") - 1])
-        raise DataError(
-            f"{chunk.where(row)}, column {column}: item id {_shown(items.ids[position])} is not in the model's "
-            "catalog; mend the row, or drop such items with --unknown-items drop"
-        )
+        refuse_unknown_item(f"{chunk.where(row)}, column {column}", items.ids[position])
+
+
+def refuse_unknown_item(where: str, item_id: pa.Scalar) -> NoReturn:
+    """Raise the DataError of an item that the catalog does not know."""
+    raise DataError(
+        f"{where}: item id {_shown(item_id)} is not in the model's catalog; mend the row, or drop such items with "
+        "--unknown-items drop"
+    )
 
 
 def _refuse_cold_users(chunk: UserChunk, mapped: MappedHistories, rows: npt.NDArray[np.int64]) -> None:
     cold = np.flatnonzero(mapped.known.lengths == 0)
     if len(cold):
         row = int(rows[cold[0]])
-        raise DataError(
-            f"{chunk.where(row)}: user_id {_shown(chunk.rows.column(0)[row])} has no item that the model knows; "
-            "leave the user out, or choose --cold-users popular or empty"
-        )
+        refuse_cold_user(f"{chunk.where(row)}: user_id {_shown(chunk.rows.column(0)[row])}")
+
+
+def refuse_cold_user(who: str) -> NoReturn:
+    """Raise the DataError of a user without a known item."""
+    raise DataError(
+        f"{who} has no item that the model knows; leave the user out, or choose --cold-users popular or empty"
+    )
 
 
 def _shown(value: pa.Scalar) -> str:

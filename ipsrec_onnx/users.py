@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.id_lists import list_id_type
+from ipsrec_onnx.ids import without_views
 
 PROVIDER_COLUMN = "provider_history"  # read where the files have it and no other name is asked for
 _READ_BUFFER = 1 << 20  # bytes held of each column chunk, however big its row group
@@ -207,7 +208,7 @@ def present_columns(columns: UserColumns, schema: pa.Schema, *, where: str) -> U
 
 
 def selected_schema(schema: pa.Schema, columns: UserColumns, *, where: str) -> pa.Schema:
-    """Types of the columns that are read. A string view becomes a string: few Arrow functions take views.
+    """Types of the columns that are read, without string views.
 
     Raises:
         DataError: one column is named for two purposes.
@@ -215,15 +216,7 @@ def selected_schema(schema: pa.Schema, columns: UserColumns, *, where: str) -> p
     names = columns.names
     if len(set(names)) != len(names):
         raise DataError(f"{where}: one column is named for two purposes: {names}; name each its own")
-    return pa.schema([(name, _without_views(schema.field(name).type)) for name in names])
-
-
-def _without_views(arrow_type: pa.DataType) -> pa.DataType:
-    if pa.types.is_string_view(arrow_type):
-        return pa.large_string()
-    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
-        return pa.large_list(pa.large_string()) if pa.types.is_string_view(arrow_type.value_type) else arrow_type
-    return arrow_type
+    return pa.schema([(name, without_views(schema.field(name).type)) for name in names])
 
 
 def _types(schema: pa.Schema) -> str:
