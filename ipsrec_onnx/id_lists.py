@@ -37,6 +37,8 @@ class IdLists:
 
     def lists_with_null(self) -> npt.NDArray[np.bool_]:
         """(n,) bool: does the list hold a null id?"""
+        if not self.ids.null_count:
+            return np.zeros(len(self.offsets) - 1, np.bool_)
         return _lists_with(self.ids.is_null(), self.offsets)
 
     def keep(self, rows: npt.NDArray[np.bool_]) -> IdLists:

@@ -23,6 +23,8 @@ from ipsrec_onnx.stage_times import StageTimes
 
 PLACE = "user"  # what messages call it
 
+_NO = np.zeros(1, np.bool_)
+
 
 class UserList(NamedTuple):
     """What one user gets; the columns of the output's row.
@@ -102,8 +104,11 @@ def _one_list(ids: Ids, kind: pa.DataType, column: str) -> IdLists:
         lists = pa.nulls(1, pa.large_list(kind))
     else:
         values = arrow_ids(ids, where=where)
-        offsets = pa.array([0, len(values)], pa.int64())
-        lists = pa.LargeListArray.from_arrays(offsets, values)
+        if pa.types.is_string(values.type) and kind == pa.large_string():  # what Arrow makes of Python's strings
+            values = values.cast(kind)
+        if values.type == kind:  # all that could be wrong with such a list is a null, which its reader looks for
+            return IdLists(values, np.array([0, len(values)]), _NO, _NO)
+        lists = pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
     return id_lists(lists, kind=kind, where=where)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,6 +78,18 @@ def test_plain_onnxruntime_says_that_it_knows_no_id(tmp_path: Path, item_ids: li
     refused = plain(write_model_file(tmp_path / "m.onnx", num_items=40).path, *item_ids)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1 and "knows none of the" in refused.stderr
+
+
+def test_the_readme_scores_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model_file(tmp_path / "ipsrec_c.onnx")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = (block for block in blocks if "Scorer(" in block)
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - it is our own
+    assert names["candidates"]["user_id"].to_pylist() == ["ann", "bob"]
+    assert names["candidates"]["item_ids"].to_pylist()[0] == names["item_ids"]
+    assert len(names["scores"]) == 10
 
 
 def test_bench_memory_writes_full_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
