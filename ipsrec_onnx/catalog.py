@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ipsrec_kernels.id_table import IdTable
+from ipsrec_onnx.arrow_stream import unpacked_bytes
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import id_table, plain_ids
 
@@ -132,14 +133,26 @@ def table_to_text(table: pa.Table) -> str:
     return base64.b64encode(sink.getvalue()).decode("ascii")
 
 
-def table_from_text(text: str) -> pa.Table:
+def table_from_text(text: str, *, most_bytes: int) -> pa.Table:
     """Read what table_to_text wrote.
 
+    Args:
+        text: from a file that may come from anybody.
+        most_bytes: that the table may take; more is refused before it is unpacked.
+
     Raises:
-        ValueError: the text is no base64 or no whole Arrow stream.
+        ValueError: the text is no base64 or no whole Arrow stream; or it holds more, or other types than numbers and
+            strings: one string of a dictionary could stand in a million rows.
     """
     try:
-        with pa.ipc.open_stream(pa.py_buffer(base64.b64decode(text, validate=True))) as reader:
+        data = pa.py_buffer(base64.b64decode(text, validate=True))
+        with pa.ipc.open_stream(data) as reader:
+            for field in reader.schema:
+                if not (pa.types.is_primitive(field.type) or field.type in (pa.string(), pa.large_string())):
+                    raise ValueError(f"column {field.name!r} is {field.type}, expected numbers or strings")
+            unpacked = unpacked_bytes(data)
+            if unpacked > most_bytes:
+                raise ValueError(f"an Arrow stream unpacks to {unpacked} bytes, expected {most_bytes} at most")
             table = reader.read_all()
         table.validate(full=True)  # else an offset that points outside its buffer would be followed
     except (pa.ArrowException, OSError, MemoryError) as error:  # what Arrow raises depends on where the stream breaks

@@ -141,9 +141,13 @@ def _weight_names(model: ModelFile) -> dict[str, str]:
 
 def _open(model: ModelFile, names: Mapping[str, str]) -> FusedEncoder:
     settings = model.settings
+    _check_settings(model, num_weights=len(names))
     program = make_program(model.model, settings)
     arrays = read_weights(model.path, {*names.values(), _PROVIDER_TABLE} if program.two_streams else {*names.values()})
     weights = {name: arrays[held] for name, held in names.items()}
+    widths = {len(weight) for name, weight in weights.items() if name.endswith(".inner.bias")}
+    if widths != {settings["inner_dim"]}:
+        raise ValueError(f"inner_dim is {settings['inner_dim']!r}, the weights have {sorted(widths)}")
     item_input = _stream_input(weights, model, model.item_embeddings, stream="item_input", norm=program.norms[0])
     if program.two_streams:
         table = arrays[_PROVIDER_TABLE]
@@ -162,6 +166,20 @@ def _open(model: ModelFile, names: Mapping[str, str]) -> FusedEncoder:
     )
     norm = Norm(model.dim, np.float32(settings["layer_norm_eps"]))
     return FusedEncoder(model, item_input, provider_input, layers, program, norm)
+
+
+def _check_settings(model: ModelFile, *, num_weights: int) -> None:
+    """Refuse what the program and the packing would count to, or divide by, before the weights are looked at."""
+    settings = model.settings
+    for name, most in (("num_layers", num_weights), ("num_heads", model.dim)):
+        value = settings[name]
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name} is {value!r}, expected a whole number, 1..{most}")
+    if model.dim % settings["num_heads"]:
+        raise ValueError(f"num_heads is {settings['num_heads']}, by which dim {model.dim} cannot be divided")
+    eps = settings["layer_norm_eps"]
+    if not isinstance(eps, int | float) or not 0 < eps < 1:
+        raise ValueError(f"layer_norm_eps is {eps!r}, expected a number between 0 and 1")
 
 
 def _stream_input(

@@ -17,12 +17,15 @@ import onnxruntime
 from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables, table_from_text
 from ipsrec_onnx.errors import DataError, ModelFileError
+from ipsrec_onnx.graph_check import check_graph
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import Device, open_session, run_session
 
 FORMAT_VERSION = 1
 PREFIX = "ipsrec."
+LONGEST_MAX_LEN = 1 << 20  # attention over more needs terabytes
+_BYTES_PER_ID = 1 << 10  # of a catalog, for an item or a provider: long names, no more
 
 _INPUTS = {
     "item_history": ("tensor(int32)", 2),
@@ -91,9 +94,10 @@ def read_model_file(path: str | Path, *, device: Device = "cpu") -> ModelFile:
     reason = why_unreadable(file)
     if reason is not None:
         raise ModelFileError(f"model {path}: {reason}; give the .onnx file that `ipsrec export` wrote")
+    initializers = check_graph(file)
     session = open_session(file, device=device)
     try:
-        return _read_metadata(file, session)
+        return _read_metadata(file, session, initializers.get("item_embeddings"))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, DataError) as error:
         named = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise ModelFileError(f"model {path}: its metadata is broken: {named}; export it again") from error
@@ -118,15 +122,27 @@ def model_file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _read_metadata(path: Path, session: onnxruntime.InferenceSession) -> ModelFile:
-    """Read everything that a file says beside its graph; its errors do not name the file."""
+def _read_metadata(path: Path, session: onnxruntime.InferenceSession, table_shape: tuple[int, ...] | None) -> ModelFile:
+    """Read everything that a file says beside its graph; its errors do not name the file.
+
+    Args:
+        path: of the file.
+        session: of its graph.
+        table_shape: of the initializer item_embeddings; None where there is none.
+    """
+    _check_graph_ends(session)
+    if table_shape is None or len(table_shape) != 2:
+        raise ValueError(f"item_embeddings has shape {table_shape} among the weights, expected a table of items")
+    num_rows = table_shape[0]
     texts = session.get_modelmeta().custom_metadata_map
     version = _format_version(texts)
     parts = {name: _json_object(texts, name) for name in ("settings", "training", "gate")}
     max_len = parts["settings"]["max_len"]
-    if type(max_len) is not int or max_len < 1:
-        raise ValueError(f"max_len is {max_len!r}, expected a whole number, 1 or more")
-    catalog = _catalog(texts)
+    if type(max_len) is not int or not 1 <= max_len <= LONGEST_MAX_LEN:
+        raise ValueError(f"max_len is {str(max_len)[:30]}, expected a whole number, 1..{LONGEST_MAX_LEN}")
+    if not re.fullmatch("[a-z0-9-]{1,40}", texts[PREFIX + "model"]):
+        raise ValueError(f"model is {texts[PREFIX + 'model'][:40]!r}, expected a name such as ipsrec-c")
+    catalog = _catalog(texts, num_rows)
     history_terms = _json(texts, "history_terms")
     return ModelFile(
         path=path,
@@ -135,7 +151,7 @@ def _read_metadata(path: Path, session: onnxruntime.InferenceSession) -> ModelFi
         **parts,
         catalog=catalog,
         history_terms=None if history_terms is None else _history_terms(history_terms, max_len),
-        item_embeddings=_item_embeddings(session, catalog.num_items),
+        item_embeddings=_item_embeddings(session, table_shape),
         session=session,
     )
 
@@ -169,10 +185,15 @@ def _json_object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
     return value
 
 
-def _catalog(texts: Mapping[str, str]) -> Catalog:
-    catalog = catalog_from_tables(*(table_from_text(texts[PREFIX + name]) for name in ("catalog", "providers")))
+def _catalog(texts: Mapping[str, str], num_rows: int) -> Catalog:
+    """Read the catalog of an item table with so many rows."""
+    most_bytes = (1 << 20) + _BYTES_PER_ID * num_rows
+    tables = (table_from_text(texts[PREFIX + name], most_bytes=most_bytes) for name in ("catalog", "providers"))
+    catalog = catalog_from_tables(*tables)
     if catalog.num_items == 0:
         raise ValueError("the catalog has no items")
+    if num_rows != catalog.num_items + 1:
+        raise ValueError(f"item_embeddings has {num_rows} rows, expected {catalog.num_items + 1} for the catalog")
     catalog.build_tables()
     return catalog
 
@@ -185,15 +206,19 @@ def _history_terms(value: dict[str, list[float]], max_len: int) -> HistoryTerms:
     return HistoryTerms(**weights)
 
 
-def _item_embeddings(session: onnxruntime.InferenceSession, num_items: int) -> npt.NDArray[np.float32]:
-    """Read the output table through the graph, which holds whatever the file format is (external data, too)."""
+def _check_graph_ends(session: onnxruntime.InferenceSession) -> None:
+    """Refuse a graph with other inputs or outputs than the contract's."""
     for nodes, expected in ((session.get_inputs(), _INPUTS), (session.get_outputs(), _OUTPUTS)):
         found = {node.name: (node.type, len(node.shape)) for node in nodes}
         if any(found.get(name) != kind for name, kind in expected.items()):
             raise ValueError(f"the graph has {found}, expected {expected}")
+
+
+def _item_embeddings(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Read the output table through the graph, which holds whatever the file format is (external data, too)."""
     one = {"item_history": (1, 1), "provider_history": (1, 1), "lengths": (1,)}
     feed = {name: np.full(shape, int(name == "lengths"), np.int32) for name, shape in one.items()}
     table = np.asarray(run_session(session, ["item_embeddings"], feed)[0])
-    if table.shape[0] != num_items + 1:
-        raise ValueError(f"item_embeddings has {table.shape[0]} rows, expected {num_items + 1} for the catalog")
+    if table.shape != shape:
+        raise ValueError(f"item_embeddings has shape {table.shape}, its weight {shape}")
     return np.ascontiguousarray(table, np.float32)

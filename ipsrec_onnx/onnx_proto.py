@@ -5,6 +5,7 @@ The file may hold anything: every walk stays inside the message it was given and
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT, _LONGEST_TEXT = 10, 4096  # bytes; a path is no longer
 
+
+class BrokenMessageError(ValueError):
+    """Bytes that are no protobuf message."""
+
+
 # A field number, and its integer or where its bytes lie in the file.
 _Field = tuple[int, int | range]
 
@@ -27,7 +33,7 @@ _Field = tuple[int, int | range]
 def graph_opset(path: str | Path) -> int | None:
     """Version of the default operator set; None if the file does not say. Passes over the graph unread."""
     with Path(path).open("rb") as file:
-        for operator_set in _messages(file, _whole(file), _OPSET_IMPORT):
+        for operator_set in _messages(file, whole_file(file), _OPSET_IMPORT):
             fields = dict(_fields(file, operator_set))
             domain, version = fields.get(_DOMAIN), fields.get(_VERSION)
             if not domain and isinstance(version, int):  # no domain, or the empty one
@@ -39,7 +45,7 @@ def external_data_files(path: str | Path) -> list[str]:
     """Locations of the files that hold the graph's weights beside it, sorted; none where the file holds its own."""
     found = set()
     with Path(path).open("rb") as file:
-        for graph in _messages(file, _whole(file), _GRAPH):
+        for graph in _messages(file, whole_file(file), _GRAPH):
             for tensor in _messages(file, graph, _INITIALIZER):
                 for entry in _messages(file, tensor, _EXTERNAL_DATA):
                     texts = {field: _text(file, value) for field, value in _fields(file, entry)}
@@ -74,7 +80,7 @@ class Initializer:
 def initializers(path: str | Path) -> Iterator[Initializer]:
     """The weights of a graph, in the order of the file."""
     with Path(path).open("rb") as file:
-        for graph in _messages(file, _whole(file), _GRAPH):
+        for graph in _messages(file, whole_file(file), _GRAPH):
             for tensor in _messages(file, graph, _INITIALIZER):
                 yield _initializer(file, tensor)
 
@@ -107,7 +113,8 @@ def _initializer(file: BinaryIO, tensor: range) -> Initializer:
     )
 
 
-def _whole(file: BinaryIO) -> range:
+def whole_file(file: BinaryIO) -> range:
+    """The message that a file is."""
     return range(file.seek(0, io.SEEK_END))
 
 
@@ -119,25 +126,70 @@ def _messages(file: BinaryIO, inside: range, wanted: int) -> Iterator[range]:
 
 
 def _fields(file: BinaryIO, inside: range) -> Iterator[_Field]:
-    """Walk over the integers and messages of a message; ends early where the bytes are none."""
+    """Walk over a message as strict_fields does; ends early where the bytes are none."""
+    with contextlib.suppress(BrokenMessageError):
+        yield from strict_fields(file, inside)
+
+
+def strict_fields(file: BinaryIO, inside: range) -> Iterator[_Field]:
+    """Walk over the integers (unsigned, 64 bits) and the strings and messages of a message.
+
+    Raises:
+        BrokenMessageError: the bytes are no message, or one that a reader of protobuf could understand in another way.
+    """
     place = inside.start
     while place < inside.stop:
         file.seek(place)
-        field, wire = divmod(_varint(file), 8)
+        tag = _varint(file)
+        field, wire = divmod(tag, 8)
+        if not 8 <= tag < 1 << 32:
+            raise BrokenMessageError(f"no field begins at byte {place}")
         if wire == _VARINT:
             number = _varint(file)
             place = file.tell()
-            yield field, number
+            if number < 0 or place > inside.stop:
+                raise BrokenMessageError(f"field {field} is cut at byte {place}")
+            yield field, number & 0xFFFFFFFFFFFFFFFF
         elif wire == _BYTES:
             size = _varint(file)
             value = range(file.tell(), file.tell() + max(size, 0))
             place = value.stop
-            if size >= 0 and place <= inside.stop:
-                yield field, value
+            if size < 0 or place > inside.stop:
+                raise BrokenMessageError(f"field {field} at byte {value.start} leaves its message")
+            yield field, value
         elif wire in (_FIXED64, _FIXED32):
             place = file.tell() + (8 if wire == _FIXED64 else 4)
-        else:
-            return  # groups are not used by ONNX: this is something else
+            if place > inside.stop:
+                raise BrokenMessageError(f"field {field} is cut at byte {inside.stop}")
+        else:  # groups, which ONNX does not use
+            raise BrokenMessageError(f"field {field} at byte {place} has wire type {wire}")
+
+
+def strict_text(file: BinaryIO, value: int | range) -> str:
+    """A name, or another short text, in UTF-8.
+
+    Raises:
+        BrokenMessageError: it is an integer, no UTF-8, too long, or has characters that cannot be printed.
+    """
+    if isinstance(value, int) or len(value) > _LONGEST_TEXT:
+        raise BrokenMessageError("a name is a number, or too long")
+    file.seek(value.start)
+    text = file.read(len(value)).decode("utf-8", errors="replace")
+    if not text.isprintable() or "\ufffd" in text:
+        raise BrokenMessageError(f"a name at byte {value.start} cannot be printed")
+    return text
+
+
+def strict_varints(file: BinaryIO, inside: range) -> list[int]:
+    """Integers of a packed field.
+
+    Raises:
+        BrokenMessageError: the bytes are none.
+    """
+    numbers = _varints(file, inside)
+    if file.tell() != inside.stop:
+        raise BrokenMessageError(f"the integers at byte {inside.start} leave their field")
+    return [number & 0xFFFFFFFFFFFFFFFF for number in numbers]
 
 
 def _text(file: BinaryIO, value: int | range) -> str:

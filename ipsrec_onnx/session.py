@@ -55,6 +55,7 @@ def open_session(path: str | Path, *, device: Device) -> onnxruntime.InferenceSe
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # else a file named .ort is read otherwise
     options.log_severity_level = _ERRORS_ONLY
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
@@ -107,4 +108,5 @@ def _missing(device: str) -> str:
 def _first_line(error: Exception) -> str:
     """The reason without ONNX Runtime's codes and the file's name before it."""
     lines = str(error).strip().splitlines()
-    return lines[0].rpartition("failed:")[2].strip() if lines else type(error).__name__
+    reason = lines[0].rpartition("failed:")[2].strip() if lines else type(error).__name__
+    return "".join(one if one.isprintable() else "?" for one in reason)  # a file's names may drive a terminal

@@ -1,0 +1,276 @@
+"""Looks through a model file's graph before ONNX Runtime does, for a model file may come from anybody.
+
+Refused is what could run foreign code, read files elsewhere, or ask for more memory than there are bytes in the files:
+operators outside the ONNX standard, functions, external data outside the model's folder, tensors whose shape is larger
+than their bytes. What a graph computes is not looked at; sessions and shapes are checked where they are used.
+
+The walk is strict: bytes that another reader of protobuf might understand in another way are refused as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from ipsrec_onnx.errors import ModelFileError
+from ipsrec_onnx.onnx_proto import BrokenMessageError, strict_fields, strict_text, strict_varints, whole_file
+from ipsrec_onnx.readable import why_unreadable
+
+_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml")
+_REPEATING: Final = ("Loop", "Scan", "SequenceMap")  # no export has them, and they could run for ever
+_DEEPEST: Final = 8  # graphs in attributes of graphs
+_MOST_FIELDS: Final = 1 << 19  # looked at in a file, some seconds; exports have ten thousand
+_MOST_DIMS: Final = 32  # axes of a tensor
+_SHOWN: Final = 80  # characters of a name in a message
+
+_GRAPH, _TRAINING, _FUNCTION = 7, 20, 25  # of ModelProto
+_NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15  # of GraphProto
+_OP_TYPE, _ATTRIBUTE, _DOMAIN = 4, 5, 7  # of NodeProto
+_TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE, _SPARSES = 5, 6, 10, 11, 22, 23  # of AttributeProto
+_DIMS, _DATA_TYPE, _SEGMENT, _NAME, _RAW_DATA, _EXTERNAL, _LOCATION = 1, 2, 3, 8, 9, 13, 14  # of TensorProto
+_KEY, _VALUE = 1, 2  # of StringStringEntryProto
+
+_STRING: Final = 8  # TensorProto.DataType
+_BITS: Final = {
+    **dict.fromkeys((25, 26), 2),
+    **dict.fromkeys((21, 22, 23), 4),
+    **dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8),
+    **dict.fromkeys((4, 5, 10, 16), 16),
+    **dict.fromkeys((1, 6, 12), 32),
+    **dict.fromkeys((7, 11, 13, 14), 64),
+    15: 128,
+}
+
+
+def check_graph(path: Path) -> dict[str, tuple[int, ...]]:
+    """Look through a model file.
+
+    Args:
+        path: of a file that can be read.
+
+    Returns:
+        Shape of each initializer of the main graph, by name.
+
+    Raises:
+        ModelFileError: it is no ONNX model, or its graph has something that is refused.
+    """
+    try:
+        with path.open("rb") as file:
+            return _walk(_Reader(file, path.parent))
+    except BrokenMessageError as error:
+        raise ModelFileError(f"{path} is no ONNX model: {error}; give the file that `ipsrec export` wrote") from error
+    except ModelFileError as error:
+        raise ModelFileError(f"model {path}: {error}") from error
+
+
+class _Reader:
+    """Reads the messages of one file, and no more of them than a model has.
+
+    Attributes:
+        folder: where the file lies.
+    """
+
+    def __init__(self, file: BinaryIO, folder: Path) -> None:
+        self.folder = folder
+        self._file = file
+        self._seen = 0
+
+    def whole(self) -> range:
+        """The message that the file is."""
+        return whole_file(self._file)
+
+    def fields(self, inside: range) -> Iterator[tuple[int, int | range]]:
+        """As strict_fields."""
+        for found in strict_fields(self._file, inside):
+            self._seen += 1
+            if self._seen > _MOST_FIELDS:
+                raise ModelFileError(f"its graph has more than {_MOST_FIELDS} parts; export it again")
+            yield found
+
+    def text(self, value: int | range) -> str:
+        """As strict_text."""
+        return strict_text(self._file, value)
+
+    def dims(self, value: int | range) -> list[int]:
+        """Some of a tensor's dims."""
+        if not isinstance(value, int) and len(value) > 10 * _MOST_DIMS:
+            raise _too_many_axes()
+        dims = [value] if isinstance(value, int) else strict_varints(self._file, value)
+        return [dim - (1 << 64) if dim >> 63 else dim for dim in dims]
+
+
+def _walk(reader: _Reader) -> dict[str, tuple[int, ...]]:
+    """Visit all graphs, nodes and tensors; a list of what is left takes the place of recursion."""
+    initializers: dict[str, tuple[int, ...]] = {}
+    graphs: list[tuple[range, int]] = []
+    for number, value in reader.fields(reader.whole()):
+        if number in (_FUNCTION, _TRAINING):
+            what = "functions of its own" if number == _FUNCTION else "a graph for training"
+            raise ModelFileError(f"it has {what}, which no export writes and nobody needs to score; export it again")
+        if number == _GRAPH:
+            graphs.append((_message(value), 0))
+    if not graphs:
+        raise BrokenMessageError("it holds no graph")
+    while graphs:
+        graph, depth = graphs.pop()
+        if depth > _DEEPEST:
+            raise ModelFileError(f"graphs lie more than {_DEEPEST} deep inside its graph; export it again")
+        for number, value in reader.fields(graph):
+            if number == _NODE:
+                graphs += [(subgraph, depth + 1) for subgraph in _check_node(reader, _message(value))]
+            elif number == _INITIALIZER:
+                tensor = _check_tensor(reader, _message(value), may_be_outside=depth == 0)
+                if depth == 0:
+                    if tensor.name in initializers:
+                        raise ModelFileError(f"two of its weights are named {tensor.name[:_SHOWN]!r}; export it again")
+                    initializers[tensor.name] = tuple(tensor.dims)
+            elif number == _SPARSE_INITIALIZER:
+                raise _sparse()
+    return initializers
+
+
+def _check_node(reader: _Reader, node: range) -> list[range]:
+    """Check a node and the tensors in its attributes; gives the graphs in them."""
+    domain, operator = "", ""
+    attributes: list[range] = []
+    subgraphs: list[range] = []
+    for number, value in reader.fields(node):
+        if number == _DOMAIN:
+            domain = reader.text(value)
+        elif number == _OP_TYPE:
+            operator = reader.text(value)
+        elif number == _ATTRIBUTE:
+            attributes.append(_message(value))
+    shown = operator[:_SHOWN]
+    if domain not in _DOMAINS:
+        raise ModelFileError(
+            f"its graph has the operator {shown!r} of domain {domain[:_SHOWN]!r}; only those of the ONNX standard are "
+            "run, so export it again, without an optimizer behind"
+        )
+    if operator in _REPEATING:
+        raise ModelFileError(f"its graph has the operator {shown!r}, which could run for ever; export it again")
+    for attribute in attributes:
+        for number, value in reader.fields(attribute):
+            if number in (_TENSOR, _TENSORS):
+                _check_tensor(reader, _message(value), may_be_outside=False)
+            elif number in (_SUBGRAPH, _SUBGRAPHS):
+                subgraphs.append(_message(value))
+            elif number in (_SPARSE, _SPARSES):
+                raise _sparse()
+    return subgraphs
+
+
+@dataclass
+class _Tensor:
+    """What a tensor says of itself."""
+
+    name: str = ""
+    dims: list[int] = field(default_factory=list)
+    data_type: int = 0
+    raw_bytes: int = 0
+    is_outside: bool = False
+    outside: dict[str, str] = field(default_factory=dict)
+
+
+def _check_tensor(reader: _Reader, inside: range, *, may_be_outside: bool) -> _Tensor:
+    """Check that a tensor's shape is no larger than its bytes, which are where they may be."""
+    tensor = _read_tensor(reader, inside)
+    where = f"weight {tensor.name[:_SHOWN]!r}"
+    if min(tensor.dims, default=0) < 0:
+        raise ModelFileError(f"{where} has shape {tuple(tensor.dims)}; export it again")
+    count = math.prod(tensor.dims)
+    bits = _BITS.get(tensor.data_type)
+    if bits is None and tensor.data_type != _STRING:
+        raise ModelFileError(f"{where} has ONNX's data type {tensor.data_type}, which is none; export it again")
+    expected = None if bits is None else -(-count * bits // 8)
+    if tensor.is_outside or tensor.outside:
+        if not may_be_outside:  # what is outside is part of the file's SHA-256, which knows the main graph's weights
+            raise ModelFileError(f"{where} of a node or an inner graph has external data; export it again")
+        _check_outside(tensor, expected, reader.folder, where)
+    elif tensor.raw_bytes:
+        _refuse_other_size(tensor.raw_bytes, expected, tensor, where)
+    elif count > len(inside):  # a number that is not raw takes a byte or more
+        raise ModelFileError(
+            f"{where} has shape {tuple(tensor.dims)}, but its {count} numbers lie in {len(inside)} bytes; "
+            "export it again"
+        )
+    return tensor
+
+
+def _read_tensor(reader: _Reader, inside: range) -> _Tensor:
+    tensor = _Tensor()
+    for number, value in reader.fields(inside):
+        if number == _DIMS:
+            tensor.dims += reader.dims(value)
+            if len(tensor.dims) > _MOST_DIMS:
+                raise _too_many_axes()
+        elif number == _DATA_TYPE and isinstance(value, int):
+            tensor.data_type = value
+        elif number == _NAME:
+            tensor.name = reader.text(value)
+        elif number == _RAW_DATA:
+            tensor.raw_bytes = len(_message(value))
+        elif number == _LOCATION:
+            tensor.is_outside = value != 0
+        elif number == _EXTERNAL:
+            entry = {part: reader.text(text) for part, text in reader.fields(_message(value))}
+            if entry.get(_KEY, "") in tensor.outside:
+                raise BrokenMessageError(f"external data say {entry.get(_KEY, '')[:_SHOWN]!r} twice")
+            tensor.outside[entry.get(_KEY, "")] = entry.get(_VALUE, "")
+        elif number == _SEGMENT:
+            raise ModelFileError("a weight is cut into segments; export it again")
+    return tensor
+
+
+def _check_outside(tensor: _Tensor, expected: int | None, folder: Path, where: str) -> None:
+    """Check that a tensor's external data lie in a file of the model's folder, as many as its shape asks for."""
+    location = tensor.outside.get("location", "")
+    shown = location[:_SHOWN]
+    if not tensor.is_outside or not location or tensor.raw_bytes or expected is None:
+        raise ModelFileError(f"{where} has external data that are none; export it again")
+    path = folder / location
+    leaves = Path(location).is_absolute() or ".." in Path(location).parts
+    if leaves or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):  # resolve() fails on loops
+        raise ModelFileError(
+            f"{where} lies in {shown!r}, which is not in the model's folder; copy that file beside the model, as "
+            "`ipsrec export` writes it, if you trust it"
+        )
+    reason = why_unreadable(path)
+    if reason is not None:
+        raise ModelFileError(f"{where} lies in {shown!r}: {reason}; keep its external data beside it")
+    start, size = (tensor.outside.get(key, default) for key, default in (("offset", "0"), ("length", str(expected))))
+    if not re.fullmatch("[0-9]{1,19}", start) or not re.fullmatch("[0-9]{1,19}", size):
+        raise ModelFileError(f"{where} has external data at {start[:30]!r}, {size[:30]!r} bytes; export it again")
+    _refuse_other_size(int(size), expected, tensor, where)
+    there = path.stat().st_size
+    if int(start) + int(size) > there:
+        raise ModelFileError(
+            f"{where} needs the bytes {start} to {int(start) + int(size)} of {shown!r}, which has {there}; "
+            "copy that file whole"
+        )
+
+
+def _refuse_other_size(found: int, expected: int | None, tensor: _Tensor, where: str) -> None:
+    if found != expected:
+        raise ModelFileError(
+            f"{where} has {found} bytes, expected {expected} for shape {tuple(tensor.dims)}; export it again"
+        )
+
+
+def _message(value: int | range) -> range:
+    if isinstance(value, int):
+        raise BrokenMessageError("there is a number in the place of a message")
+    return value
+
+
+def _sparse() -> ModelFileError:
+    return ModelFileError("its graph has a sparse weight, which no export writes; export it again")
+
+
+def _too_many_axes() -> ModelFileError:
+    return ModelFileError(f"a weight has more than {_MOST_DIMS} axes; export it again")
