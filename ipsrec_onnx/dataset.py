@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ipsrec_onnx.arrow_check import refuse_broken
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.readable import why_unreadable
@@ -78,8 +79,10 @@ def read_histories(dataset: Dataset) -> pa.Table:
 
 def _check_histories(table: pa.Table, path: Path) -> None:
     """Refuse what split_histories and the readers after it rely on not being there."""
+    refuse_broken(table["user_id"], where=f"{path}, column user_id")
     for name in ("item_history", "provider_history"):
         column = table[name]
+        refuse_broken(column, where=f"{path}, column {name}")
         if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
             raise DataError(f"{path}: column {name} is {column.type}, expected lists of ids; make the dataset again")
         if column.null_count or pc.list_flatten(column).null_count:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ipsrec_kernels.id_table import IdTable, Int64IdTable, StringIdTable
+from ipsrec_onnx.arrow_check import refuse_broken
 from ipsrec_onnx.errors import DataError
 
 
@@ -19,8 +20,9 @@ def plain_ids(column: pa.Array | pa.ChunkedArray, *, where: str) -> pa.Array:
         where: file and column, for the message.
 
     Raises:
-        DataError: another type, or a null.
+        DataError: another type, a null, or a broken array.
     """
+    refuse_broken(column, where=where)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):  # pyarrow keeps zero or several chunks chunked

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.ragged import Ragged
+from ipsrec_onnx.arrow_check import refuse_broken
 from ipsrec_onnx.bad_rows import FINE, dead_letters, find_bad_rows, refuse_bad_rows
 from ipsrec_onnx.candidates import candidate_rows
 from ipsrec_onnx.errors import DataError
@@ -141,6 +142,7 @@ def _take_apart(chunk: UserChunk, rules: ScoreRules) -> tuple[dict[str, IdLists]
         dead: the malformed rows, as they go to the dead letters.
     """
     columns, catalog = rules.columns, rules.ranker.model.catalog
+    refuse_broken(chunk.rows.column(0), where=f"{chunk.where()}, column {columns.user_id}")
     lists: dict[str, IdLists] = {}
     for column in columns.names[1:]:
         ids = catalog.provider_ids if column == columns.provider_history else catalog.item_ids

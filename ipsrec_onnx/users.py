@@ -17,6 +17,7 @@ from ipsrec_onnx.id_lists import list_id_type
 from ipsrec_onnx.ids import without_views
 
 PROVIDER_COLUMN = "provider_history"  # read where the files have it and no other name is asked for
+_MOST_ROWS_PER_BYTE = 1 << 16  # 20 million rows of nothing but nulls take a byte for 250
 _READ_BUFFER = 1 << 20  # bytes held of each column chunk, however big its row group
 
 
@@ -107,8 +108,9 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
     for path in paths:
         info = file_system.get_file_info(path)
         with open_parquet(file_system, path) as parquet:
-            found, num_rows, footer = parquet.schema_arrow, parquet.metadata.num_rows, footer_sha256(parquet)
-        present = present_columns(columns, found, where=path)
+            found, footer = parquet.schema_arrow, footer_sha256(parquet)
+            present = present_columns(columns, found, where=path)
+            num_rows = _num_rows(parquet, path, names=present.names, size=info.size)
         selected = selected_schema(found, present, where=path)
         if schema is None:
             in_all, schema = present, selected
@@ -159,6 +161,41 @@ def footer_sha256(parquet: pq.ParquetFile) -> str:
     sink = pa.BufferOutputStream()
     parquet.metadata.write_metadata_file(sink)
     return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def _num_rows(parquet: pq.ParquetFile, path: str, *, names: list[str], size: int) -> int:
+    """Rows of a file, whose footer may say anything: work is planned by this number before a row is read.
+
+    Args:
+        parquet: the file.
+        path: of it, for messages.
+        names: columns that will be read.
+        size: of the file in bytes.
+
+    Raises:
+        DataError: the footer contradicts itself, or the file's size.
+    """
+    schema, metadata = parquet.schema, parquet.metadata
+    leaves = [schema.column(number) for number in range(len(schema))]
+    read = [n for n, leaf in enumerate(leaves) if any(f"{leaf.path}.".startswith(f"{name}.") for name in names)]
+    total = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows = int(group.num_rows)
+        total += rows
+        for column in read:
+            values = int(group.column(column).num_values)  # a null or empty list counts as one
+            if rows < 0 or values < rows or (values > rows and not leaves[column].max_repetition_level):
+                raise DataError(
+                    f"{path}, row group {number}: its footer says {rows} rows, and {values} values of "
+                    f"{leaves[column].path}; the file is broken, write it again"
+                )
+    if total != metadata.num_rows or total > _MOST_ROWS_PER_BYTE * size:
+        raise DataError(
+            f"{path}: its footer says {metadata.num_rows} rows, {total} in all row groups, in {size} bytes; the file "
+            "is broken, write it again"
+        )
+    return total
 
 
 def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:
