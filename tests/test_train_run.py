@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from training_data import PROVIDERS, catalog_providers, make_dataset, make_model, small_settings, small_training
 
 from ipsrec_onnx.catalog import catalog_to_table
@@ -147,6 +149,32 @@ def test_a_setting_of_a_run_that_is_of_another_type_is_refused(run, name, value)
     opened.info["settings"][name] = value
     with pytest.raises(DataError, match=f"run.json: a value is of the wrong type: {name} is ") as refused:
         load_model(opened)
+    one_line(refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dim", 10**12), ("dim", 10**6), ("max_len", 10**9), ("num_layers", 10**9), ("inner_dim", 10**9), ("dim", 10**30)],
+)
+def test_settings_that_ask_for_more_than_the_weights_have_take_no_memory(run, name, value):
+    opened = open_run(run)
+    opened.info["settings"][name] = value
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"model\.safetensors: .*; train it again") as refused:
+        load_model(opened)
+    one_line(refused)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+@pytest.mark.parametrize("name", ["optimizer.x.exp_avg", "optimizer.0", "optimizer.0.exp_avg.more"])
+def test_moments_of_other_names_are_refused(run, name):
+    path = run / "resume.safetensors"
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(load_file(path) | {name: torch.zeros(1)}, path, metadata=metadata)
+    model = make_model("ipsrec-c", small_settings())
+    with pytest.raises(DataError, match=r"training cannot go on from here: .* --overwrite") as refused:
+        load_progress(run, Learning(model, torch.optim.Adam(model.parameters()), None))
     one_line(refused)
 
 

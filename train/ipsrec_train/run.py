@@ -123,14 +123,38 @@ def load_model(run: Run) -> tuple[Model, Catalog]:
     name, variant = run.info["model"], run.info["settings"].get("variant")
     settings = {setting: value for setting, value in run.info["settings"].items() if setting != "variant"}
     refuse_other_types(settings_type(name), settings, where=run.path / RUN_FILE)
-    model = Model(
-        name,
-        settings_for(name, variant, settings),
-        item_provider=catalog.item_provider,
-        num_providers=catalog.num_providers,
-    )
+    made_with = settings_for(name, variant, settings)
+    _check_shapes(run.path / MODEL_FILE, name, made_with, catalog)
+    model = Model(name, made_with, item_provider=catalog.item_provider, num_providers=catalog.num_providers)
     load_weights(model, run.path / MODEL_FILE)
     return model.eval(), catalog
+
+
+def _check_shapes(path: Path, name: str, settings: ModelSettings, catalog: Catalog) -> None:
+    """Compare what the settings ask for with what the file has, before memory is taken: a run may come from anybody.
+
+    Raises:
+        DataError: the file is broken, or its tensors have other names or shapes.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            found = {tensor: tuple(opened.get_slice(tensor).get_shape()) for tensor in opened.keys()}  # noqa: SIM118
+        # Each layer, and each height of Caser's filters, has weights of its own.
+        modules = max(getattr(settings, "num_layers", 1), min(getattr(settings, "window", 1), settings.max_len))
+        if modules > max(1, len(found)):
+            raise DataError(f"{path}: {len(found)} weights, too few for {modules} layers; train it again")
+        with torch.device("meta"):  # shapes without memory
+            model = Model(name, settings, item_provider=catalog.item_provider, num_providers=catalog.num_providers)
+    except (SafetensorError, RuntimeError, OSError, OverflowError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path}: the weights cannot be read into this model: {first}; train it again") from error
+    expected = {tensor: tuple(weight.shape) for tensor, weight in model.state_dict().items()}
+    for tensor in sorted(expected.keys() | found.keys()):
+        if found.get(tensor) != expected.get(tensor):
+            raise DataError(
+                f"{path}: the weights cannot be read into this model: {tensor} has shape {found.get(tensor)}, expected "
+                f"{expected.get(tensor)}; train it again"
+            )
 
 
 def load_weights(model: Model, path: Path) -> None:
@@ -299,16 +323,21 @@ def load_progress(folder: Path, learning: Learning) -> Progress:
         learning.model.load_state_dict(_under("model.", tensors))
         if learning.average is not None:
             learning.average.load_state_dict(_under("average.", tensors))
+        learning.optimizer.load_state_dict({**learning.optimizer.state_dict(), "state": _moments(tensors)})
     except (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path}: training cannot go on from here: {first}; start again with --overwrite") from error
+    return progress
+
+
+def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state, parameter by parameter."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, moment = name.split(".")
             state.setdefault(int(index), {})[moment] = tensor
-    learning.optimizer.load_state_dict({**learning.optimizer.state_dict(), "state": state})
-    return progress
+    return state
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
