@@ -102,7 +102,7 @@ def id_lists(column: pa.Array, *, kind: pa.DataType, where: str) -> IdLists:
     null_lists = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
     if not len(column):
         return IdLists(pa.array([], kind), np.zeros(1, np.int64), null_lists, null_lists)
-    ids, offsets = _end_to_end(column, null_lists)
+    ids, offsets = _end_to_end(column)
     if pa.types.is_dictionary(ids.type):
         ids = _fitting_dictionary(ids, kind)
     too_large = np.zeros(len(null_lists), np.bool_)
@@ -115,14 +115,27 @@ def id_lists(column: pa.Array, *, kind: pa.DataType, where: str) -> IdLists:
     return IdLists(ids, offsets, null_lists, too_large)
 
 
-def _end_to_end(column: pa.Array, null_lists: npt.NDArray[np.bool_]) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+def lists_of_views(views: pa.Array) -> pa.LargeListArray:
+    """Make lists of sound list views; a null stays one, and has no values.
+
+    Not by casting: with pyarrow 26 that reads behind the offsets of the views, and gives a wrong last one.
+    """
+    null_lists = np.asarray(views.is_null().to_numpy(zero_copy_only=False))
+    offsets = np.zeros(len(views) + 1, np.int64)
+    np.cumsum(np.where(null_lists, 0, views.sizes.to_numpy()), out=offsets[1:])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), views.flatten(), mask=pa.array(null_lists))
+
+
+def is_list_view(arrow_type: pa.DataType) -> bool:
+    """Is it one of the two kinds of list views?"""
+    return bool(pa.types.is_list_view(arrow_type) or pa.types.is_large_list_view(arrow_type))
+
+
+def _end_to_end(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """Values of sound lists end to end, and the offsets of the lists, from 0; a null list may have some, too."""
-    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
-        # Not by casting: with pyarrow 26 that reads behind the offsets of the views, and gives a wrong last one.
-        offsets = np.zeros(len(column) + 1, np.int64)
-        np.cumsum(np.where(null_lists, 0, column.sizes.to_numpy()), out=offsets[1:])
-        return column.flatten(), offsets
-    if pa.types.is_fixed_size_list(column.type):
+    if is_list_view(column.type):
+        column = lists_of_views(column)
+    elif pa.types.is_fixed_size_list(column.type):
         column = column.cast(pa.large_list(column.type.value_type))
     offsets = column.offsets.to_numpy().astype(np.int64)
     values = column.values.slice(offsets[0], offsets[-1] - offsets[0])  # a slice shares the values of the whole array

@@ -54,12 +54,16 @@ def without_views(arrow_type: pa.DataType) -> pa.DataType:
     """The type with strings for string views, in lists and dictionaries, too: few Arrow functions take views."""
     if pa.types.is_string_view(arrow_type):
         return pa.large_string()
+    if pa.types.is_binary_view(arrow_type):
+        return pa.large_binary()
     if pa.types.is_dictionary(arrow_type) and pa.types.is_string_view(arrow_type.value_type):
         return pa.dictionary(arrow_type.index_type, pa.large_string(), arrow_type.ordered)
-    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
-        inner = without_views(arrow_type.value_type)
-        return arrow_type if inner == arrow_type.value_type else pa.large_list(inner)
-    return arrow_type
+    if not hasattr(arrow_type, "value_field"):  # which lists of all kinds have
+        return arrow_type
+    inner = without_views(arrow_type.value_type)
+    if inner == arrow_type.value_type:
+        return arrow_type
+    return pa.list_(inner, arrow_type.list_size) if pa.types.is_fixed_size_list(arrow_type) else pa.large_list(inner)
 
 
 def id_table(ids: pa.Array, *, what: str) -> IdTable:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ipsrec_onnx.arrow_check import refuse_broken
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.id_lists import is_list_view, lists_of_views
 from ipsrec_onnx.users import Users, UsersFile, footer_sha256, open_parquet
 
 PART_ROWS = 1 << 16  # users of a part: what is lost of a job that is killed, at most, and some seconds of work
@@ -119,16 +121,30 @@ def _read_row_group(
     parquet: pq.ParquetFile, users: Users, file: UsersFile, *, row_group: int, chunk_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Read one row group in batches; memory holds one batch and the read buffers."""
-    names = users.columns.names
-    batch_rows = min(chunk_rows, _rows_of_ids(parquet.metadata.row_group(row_group), names[1:]))
-    batches = parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False)
+    names, place = users.columns.names, f"{file.path}, row group {row_group}"
     try:
+        # pyarrow 26 ends the whole process where a column's metadata is broken and is asked for from Python; reading a
+        # row first meets the same defect as an error.
+        next(parquet.iter_batches(1, row_groups=[row_group], columns=names, use_threads=False), None)
+        batch_rows = min(chunk_rows, _rows_of_ids(parquet.metadata.row_group(row_group), names[1:]))
+        batches = parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False)
         for batch in batches:
-            yield batch.select(names).cast(users.schema)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file.path}, row group {row_group}: cannot be read ({error}); the file is broken, write it again"
-        ) from error
+            columns = [
+                _cast(batch[name], users.schema.field(name).type, where=f"{place}, column {name}") for name in names
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=users.schema)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{place}: cannot be read ({error}); the file is broken, write it again") from error
+
+
+def _cast(column: pa.Array, wanted: pa.DataType, *, where: str) -> pa.Array:
+    """Bring a column to the type that users.open_users chose for it."""
+    if column.type == wanted:
+        return column
+    if is_list_view(column.type):
+        refuse_broken(column, where=where)
+        column = lists_of_views(column)
+    return column.cast(wanted)
 
 
 def _rows_of_ids(group: pq.RowGroupMetaData, list_columns: list[str]) -> int:

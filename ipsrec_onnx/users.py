@@ -151,9 +151,11 @@ def check_id_kinds(schema: pa.Schema, columns: UserColumns, catalog: Catalog, *,
 def open_parquet(file_system: pafs.FileSystem, path: str) -> pq.ParquetFile:
     """Open a Parquet file without reading ahead: a row group may be larger than memory allows for."""
     try:
-        return pq.ParquetFile(path, filesystem=file_system, pre_buffer=False, buffer_size=_READ_BUFFER)
-    except (pa.ArrowException, OSError) as error:
+        parquet = pq.ParquetFile(path, filesystem=file_system, pre_buffer=False, buffer_size=_READ_BUFFER)
+        _ = parquet.schema_arrow.names  # where a name is no UTF-8, Python says so only when it is asked for
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again") from error
+    return parquet
 
 
 def footer_sha256(parquet: pq.ParquetFile) -> str:
