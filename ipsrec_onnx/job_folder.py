@@ -64,9 +64,12 @@ class JobFolder:
         return len(list((self.path / _PARTS).glob("*.parquet")))
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, where everything is done but giving the files their names; None before."""
-        path = self.path / _MANIFEST
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        """The manifest, where everything is done but giving the files their names; None before.
+
+        Raises:
+            DataError: it is broken.
+        """
+        return _read_json(self.path / _MANIFEST)
 
     def commit(self, manifest: dict[str, Any], *, overwrite: bool) -> None:
         """Say that all files are whole, and give them their names, the manifest last.
@@ -203,12 +206,19 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
 
 def _read_description(path: Path) -> dict[str, Any] | None:
     """What the job in a folder is; None where there is none, or it has not begun."""
+    return _read_json(path / _DESCRIPTION)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of an unfinished job; None where the file is not there, empty for another JSON value."""
     try:
-        found = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); remove this folder, it is an unfinished job") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); remove the folder {path.parent}, it is an unfinished job"
+        ) from error
     return dict(found) if isinstance(found, dict) else {}
 
 
@@ -243,7 +253,7 @@ def _remove_old_account(targets: OutputPaths) -> None:
     """An old manifest says nothing of the new candidates; nor do its malformed rows, where there are no new ones."""
     try:
         old = json.loads(targets.manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         old = None
     name = f"{targets.candidates.name}.bad_rows.parquet"
     if targets.bad_rows is None and isinstance(old, dict) and (old.get("bad_rows") or {}).get("file") == name:

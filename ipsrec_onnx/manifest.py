@@ -63,7 +63,7 @@ def read_manifest(targets: OutputPaths) -> dict[str, Any] | None:
     """The manifest of a finished output; None where there is none that can be read, or a file is not as it says."""
     try:
         found = json.loads(targets.manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
         return None
@@ -75,7 +75,7 @@ def read_manifest(targets: OutputPaths) -> dict[str, Any] | None:
         if targets.bad_rows is not None:
             files[targets.bad_rows] = found["bad_rows"]["bytes"]
         whole = all(path.is_file() and path.stat().st_size == size for path, size in files.items())
-    except (OSError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError, ValueError):
         return None
     return found if whole and {"job", "counts"} <= found.keys() else None
 
@@ -91,7 +91,7 @@ def account(manifest: dict[str, Any], targets: OutputPaths) -> tuple[ScoreCounts
         return ScoreCounts.from_json(manifest["counts"]), None if recall is None else Recall.from_json(recall)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"output {targets.candidates}: its manifest is broken ({error!r}); start over with --overwrite"
+            f"output {targets.candidates}: its manifest is broken ({error}); start over with --overwrite"
         ) from error
 
 

@@ -63,7 +63,8 @@ class ScoreOutputs:
             for number, part in enumerate(self._parts):
                 if number in self.done:
                     with self.times.stage("write"):
-                        for rows in _stored_rows(self._folder.part(part_name(part))):  # a damaged one is found here
+                        stored = _stored_rows(self._folder.part(part_name(part)), self._schemas.candidates)
+                        for rows in stored:  # of a folder, too: a damaged part is found here
                             if whole is not None:
                                 whole.write(rows)
                     yield self.done[number]
@@ -115,7 +116,7 @@ class ScoreOutputs:
         target = self._folder.whole_bad_rows
         with _open_part(target, schemas.bad_rows, group_rows=schemas.bad_rows_group_rows) as writer:
             for part in self._parts:
-                for rows in _stored_rows(self._folder.bad_rows_part(part_name(part))):
+                for rows in _stored_rows(self._folder.bad_rows_part(part_name(part)), schemas.bad_rows):
                     writer.write(rows)
 
 
@@ -154,12 +155,12 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: this part of an unfinished job cannot be read ({error}); start over with --overwrite")
 
 
-def _stored_rows(path: Path) -> Iterator[pa.Table]:
-    """The rows of a part that is done, a row group at a time."""
+def _stored_rows(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of a part that is done, a row group at a time, with the columns that the job writes."""
+    schema = schema.remove_metadata()
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
-            schema = parquet.schema_arrow.remove_metadata()
             for row_group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(row_group, use_threads=False).cast(schema)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error) from error

@@ -151,8 +151,8 @@ def score(
         with open_job_folder(targets, description, resume=resume, overwrite=overwrite) as folder:
             complete = folder.manifest()
             if complete is not None:
-                folder.finish(overwrite=overwrite)
                 work = _work_of(complete, targets)
+                folder.finish(overwrite=overwrite)
             else:
                 refuse_outputs(targets, overwrite=overwrite)
                 ranker = open_ranker(model_file, options, items, index_cache=index_cache)
