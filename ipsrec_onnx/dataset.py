@@ -56,7 +56,11 @@ def open_dataset(path: str | Path) -> Dataset:
     """
     folder = Path(path)
     info = _read_info(folder / INFO_FILE)
-    catalog = catalog_from_tables(_read_table(folder / CATALOG_FILE), _read_table(folder / PROVIDERS_FILE))
+    tables = [_read_table(folder / name) for name in (CATALOG_FILE, PROVIDERS_FILE)]
+    try:
+        catalog = catalog_from_tables(*tables)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}; make the dataset again with `ipsrec prepare`") from error
     return Dataset(path=folder, info=info, catalog=catalog)
 
 
@@ -166,7 +170,9 @@ def _read_info(path: Path) -> dict[str, Any]:
         version = info["format_version"]
         info["fingerprint"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is broken ({error!r}); make the dataset again with `ipsrec prepare`") from error
+        raise DataError(
+            f"{path} is broken ({type(error).__name__}: {error}); make the dataset again with `ipsrec prepare`"
+        ) from error
     if version != FORMAT_VERSION:
         mend = "upgrade ipsrec-onnx" if isinstance(version, int) and version > FORMAT_VERSION else "prepare it again"
         raise DataError(f"{path}: format_version {version}, this version reads {FORMAT_VERSION}; {mend}")
@@ -179,6 +185,8 @@ def _read_table(path: Path) -> pa.Table:
     if reason is not None:
         raise DataError(f"{path}: {reason}, so the dataset is not whole; make it again with `ipsrec prepare`")
     try:
-        return pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path)
+        _ = table.column_names  # where a name is no UTF-8, Python says so only when it is asked for
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as Parquet ({error}); make the dataset again") from error
+    return table

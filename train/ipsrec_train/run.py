@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,8 +109,8 @@ def load_catalog(folder: Path) -> Catalog:
     """Read the catalog that lies in a run folder."""
     try:
         return catalog_from_tables(pq.read_table(folder / CATALOG_FILE), pq.read_table(folder / PROVIDERS_FILE))
-    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
-        first = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, ValueError, DataError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{folder}: the run's catalog cannot be read: {first}; train it again") from error
 
 
@@ -122,7 +123,11 @@ def load_model(run: Run) -> tuple[Model, Catalog]:
     catalog = load_catalog(run.path)
     name, variant = run.info["model"], run.info["settings"].get("variant")
     settings = {setting: value for setting, value in run.info["settings"].items() if setting != "variant"}
-    refuse_other_types(settings_type(name), settings, where=run.path / RUN_FILE)
+    try:
+        known = settings_type(name)
+    except DataError as error:
+        raise DataError(f"{run.path / RUN_FILE}: {error}; train it again") from error
+    refuse_other_types(known, settings, where=run.path / RUN_FILE)
     made_with = settings_for(name, variant, settings)
     _check_shapes(run.path / MODEL_FILE, name, made_with, catalog)
     model = Model(name, made_with, item_provider=catalog.item_provider, num_providers=catalog.num_providers)
@@ -355,5 +360,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: found {type(value).__name__}, expected a JSON object")
+        raise DataError(f"{path}: found {type(value).__name__}, expected a JSON object; train it again")
     return value
