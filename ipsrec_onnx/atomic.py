@@ -228,7 +228,7 @@ def readable_errors(target: Path) -> Iterator[None]:
             raise DataError(f"output {target}: {found}; make room, or choose another folder") from error
         if error.errno == errno.ENAMETOOLONG and _about(error, target):
             raise DataError(f"output {target}: the name is too long; choose a shorter one") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _about(error, target):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT) and _about(error, target):
             raise DataError(f"output {target}: cannot be written ({error.strerror}); choose another folder") from error
         raise
 

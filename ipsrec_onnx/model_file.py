@@ -173,8 +173,12 @@ def _format_version(texts: Mapping[str, str]) -> int:
 
 
 def _json(texts: Mapping[str, str], name: str) -> Any:
-    value = json.loads(texts[PREFIX + name])
-    json.dumps(value, allow_nan=False)  # Python reads NaN and 1e400, which no JSON of ours could say again
+    text = texts[PREFIX + name]
+    try:
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # Python reads NaN and 1e400, which no JSON of ours could say again
+    except ValueError as error:
+        raise ValueError(f"{PREFIX}{name}: {error}") from error
     return value
 
 
