@@ -85,7 +85,7 @@ def read_chunks(users: Users, parts: Sequence[UserPart], *, chunk_rows: int) -> 
     for number, of_file in groupby(parts, key=lambda part: part.file):
         file, wanted = users.files[number], list(of_file)
         with open_parquet(users.file_system, file.path) as parquet:
-            if footer_sha256(parquet) != file.footer_sha256:
+            if footer_sha256(users.file_system, file.path) != file.footer_sha256:
                 raise DataError(f"{file.path}: changed while the job ran; begin again when it stays as it is")
             group_start = 0
             for row_group in range(parquet.num_row_groups):

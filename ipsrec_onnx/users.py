@@ -108,7 +108,7 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
     for path in paths:
         info = file_system.get_file_info(path)
         with open_parquet(file_system, path) as parquet:
-            found, footer = parquet.schema_arrow, footer_sha256(parquet)
+            found = parquet.schema_arrow
             present = present_columns(columns, found, where=path)
             num_rows = _num_rows(parquet, path, names=present.names, size=info.size)
         selected = selected_schema(found, present, where=path)
@@ -120,6 +120,7 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
                 "write all files of a folder with the same columns and types"
             )
         name = path[len(root) :].lstrip("/") if path != root else path.rsplit("/", 1)[-1]
+        footer = footer_sha256(file_system, path)
         files.append(UsersFile(path, name, num_rows, info.size, info.mtime_ns, footer))
     if schema is None:
         raise DataError(f"input {source}: the folder has no *.parquet file; give a folder that has some")
@@ -158,11 +159,23 @@ def open_parquet(file_system: pafs.FileSystem, path: str) -> pq.ParquetFile:
     return parquet
 
 
-def footer_sha256(parquet: pq.ParquetFile) -> str:
-    """SHA-256 of a file's Parquet metadata, as UsersFile has it."""
-    sink = pa.BufferOutputStream()
-    parquet.metadata.write_metadata_file(sink)
-    return hashlib.sha256(sink.getvalue()).hexdigest()
+def footer_sha256(file_system: pafs.FileSystem, path: str) -> str:
+    """SHA-256 of the Parquet metadata of a file that open_parquet could open, as UsersFile has it.
+
+    Of the bytes as they lie there: pyarrow 26 ends the process where it is to write some broken metadata again.
+
+    Raises:
+        DataError: the file has gone, or cannot be read.
+    """
+    try:
+        with file_system.open_input_file(path) as file:
+            size = file.size()
+            file.seek(max(size - 8, 0))
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(max(size - 8 - length, 0))
+            return hashlib.sha256(file.read()).hexdigest()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again") from error
 
 
 def _num_rows(parquet: pq.ParquetFile, path: str, *, names: list[str], size: int) -> int:
