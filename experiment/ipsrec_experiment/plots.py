@@ -1,55 +1,26 @@
-"""The plots of a report as inline SVG: text stays text, and ink and lines take the page's colours, light or dark."""
+"""The plots of a report, as inline SVG."""
 
 from __future__ import annotations
 
-import io
-import re
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ipsrec_experiment.plan import TABLES
 from ipsrec_experiment.tables import decimal
 from ipsrec_experiment.wording import leading_rows, metrics_of_curves
+from ipsrec_onnx.svg import COLOURS, LINE, plot_style, svg
 
-# Middle tones, to be told apart on white and on black, and by most colour-blind readers in this order.
-COLOURS = ("#2f7fd1", "#d9730d", "#159a6c", "#c2407f", "#8a63d2", "#a08a00", "#5f7a8c", "#c4453a", "#23a3b5", "#9a6a4b")
 KEPT, EXCLUDED = COLOURS[0], COLOURS[1]
 
-_INK, _LINE = "#010203", "#040506"  # stand for the page's own, which CSS knows
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a row may have $ in its name
-    "font.size": 10,
-    "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-}
 _TABLE_TITLES = {"paper": "The paper's table", "ablation": "Ablation", "beyond": "Beyond the paper"}
 
 
 def curves_plot(report: dict[str, Any]) -> str:
     """Validation metric by epoch, a panel for each table, a line for each row, a band for its seeds."""
     panels = [(table, rows) for table in TABLES if (rows := _only_in(report, table))]
-    with matplotlib.rc_context(_STYLE):
+    with plot_style():
         figure = Figure(figsize=(8.4, 3.3 * len(panels)), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for ax, (table, rows) in zip(axes, panels, strict=True):
@@ -65,14 +36,14 @@ def curves_plot(report: dict[str, Any]) -> str:
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
             _tidy(ax)
         axes[-1].set_xlabel("epoch")
-        return _svg(figure, "curves", "Validation metric of each row by epoch")
+        return svg(figure, "curves", label="Validation metric of each row by epoch")
 
 
 def metrics_plot(report: dict[str, Any]) -> str:
     """NDCG@10 of each row, sorted, with seen items kept and excluded, and the counting floor of both."""
     rows = sorted(report["rows"], key=lambda row: _test(row, "excluded")["mean"])
     floor = report["counting"]["metrics"]["test"]
-    with matplotlib.rc_context(_STYLE):
+    with plot_style():
         figure = Figure(figsize=(8.4, 1.3 + 0.3 * len(rows)), layout="constrained")
         ax = figure.subplots()
         for protocol, colour, marker in (("kept", KEPT, "o"), ("excluded", EXCLUDED, "s")):
@@ -97,14 +68,14 @@ def metrics_plot(report: dict[str, Any]) -> str:
             )
         for place, row in enumerate(rows):
             ends = sorted(_test(row, protocol)["mean"] for protocol in ("kept", "excluded"))
-            ax.plot(ends, [place, place], color=_LINE, linewidth=1.6, zorder=1)
+            ax.plot(ends, [place, place], color=LINE, linewidth=1.6, zorder=1)
         ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
         ax.set_xlabel("test NDCG@10")
         ax.set_ylim(-0.7, len(rows) - 0.3)
         ax.grid(axis="y", visible=False)
         figure.legend(loc="outside upper left", ncols=2)
         _tidy(ax, values="x")
-        return _svg(figure, "metrics", "Test NDCG@10 of each row with both protocols")
+        return svg(figure, "metrics", label="Test NDCG@10 of each row with both protocols")
 
 
 def length_plot(report: dict[str, Any]) -> str:
@@ -112,7 +83,7 @@ def length_plot(report: dict[str, Any]) -> str:
     grouping = report["groups"]["length"]
     names = list(grouping["users"])
     leading = leading_rows(report)
-    with matplotlib.rc_context(_STYLE):
+    with plot_style():
         figure = Figure(figsize=(8.4, 4.2), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for ax, protocol in zip(panels, ("kept", "excluded"), strict=True):
@@ -128,7 +99,7 @@ def length_plot(report: dict[str, Any]) -> str:
             _tidy(ax)
         panels[0].set_ylabel("test NDCG@10")
         figure.legend(loc="outside upper left", ncols=3)
-        return _svg(figure, "length", "Test NDCG@10 by length of history")
+        return svg(figure, "length", label="Test NDCG@10 by length of history")
 
 
 def provider_plot(report: dict[str, Any]) -> str:
@@ -136,7 +107,7 @@ def provider_plot(report: dict[str, Any]) -> str:
     grouping = report["groups"]["provider"]
     names = list(grouping["users"])
     leading = leading_rows(report)
-    with matplotlib.rc_context(_STYLE):
+    with plot_style():
         figure = Figure(figsize=(8.4, 1.4 + 0.26 * len(leading) * len(names)), layout="constrained")
         ax = figure.subplots()
         height = 0.8 / len(leading)
@@ -152,7 +123,7 @@ def provider_plot(report: dict[str, Any]) -> str:
         ax.grid(axis="y", visible=False)
         figure.legend(loc="outside upper left", ncols=3)
         _tidy(ax, values="x")
-        return _svg(figure, "provider", "Test NDCG@10 by whether the next item's provider was in the history")
+        return svg(figure, "provider", label="Test NDCG@10 by whether the next item's provider was in the history")
 
 
 def _only_in(report: dict[str, Any], table: str) -> list[dict[str, Any]]:
@@ -179,20 +150,3 @@ def _tidy(ax: Axes, *, values: str = "y") -> None:
     axis.set_major_formatter(lambda value, _: decimal(value, 3) if value else "0")
     for spine in ("left", "bottom"):
         ax.spines[spine].set_visible(False)
-
-
-def _svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an SVG element that takes the page's width, the same bytes every time."""
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub("<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'\bid="', f'id="{name}-', text)  # several figures on one page must not share names
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = text.replace(_INK, "var(--ink)").replace(_LINE, "var(--line)")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
