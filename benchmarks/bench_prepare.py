@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ipsrec_onnx.machine import cpu_model
+
 # Of the real file; purchases are those of RUCAIBox/RecSysDatasets:dataset_info/Tmall/README.md, sellers of the paper.
 ROWS, USERS, ITEMS, BUYS, SELLERS = 44_528_127, 963_923, 2_353_207, 9_348_756, 9_997
 CHUNK_ROWS = 1 << 21
@@ -72,14 +74,6 @@ def main() -> None:
                 flush=True,
             )
     print(json.dumps({"rows": arguments.rows, "file_mb": size_mb, "runs": runs}))
-
-
-def cpu_model() -> str:
-    """The CPU's name as Linux gives it; elsewhere its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def write_source(path: Path, *, rows: int) -> None:

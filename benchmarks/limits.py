@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ipsrec_onnx.machine import cpu_model
 
 SGEMM_ROWS = 1536  # of square float32 matrices: 38 MB for the three, 7 GFLOP
 COPY_BYTES = 1 << 28  # far above every cache
@@ -106,14 +107,6 @@ def _best_s(work: Callable[..., object], *arguments: npt.NDArray[Any]) -> float:
         work(*arguments)
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def cpu_model() -> str:
-    """The CPU's name as Linux gives it; elsewhere its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> None:
