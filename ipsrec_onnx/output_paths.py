@@ -87,6 +87,21 @@ def refuse_other_folder(targets: OutputPaths) -> None:
                 )
 
 
+def refuse_report(report: str | Path, targets: OutputPaths, *, overwrite: bool) -> None:
+    """Say early, before any work, whether the page of a report could be written.
+
+    Raises:
+        DataError: as refuse_existing; or the name is a folder's, one of the results', or lies in their folder.
+    """
+    path = refuse_existing(report, overwrite=overwrite)
+    if path.is_dir():
+        raise DataError(f"report {path} is a folder, expected the name of a file; choose another name")
+    real = path.resolve()
+    for target in targets.all:
+        if real == target.resolve() or (targets.as_folder and real.is_relative_to(target.resolve())):
+            raise DataError(f"report {path}: output {target} is written there; choose another name")
+
+
 def refuse_inputs(
     targets: OutputPaths,
     users: Users,
@@ -94,8 +109,9 @@ def refuse_inputs(
     model: str | Path,
     allow_items: str | Path | None,
     deny_items: str | Path | None,
+    report: str | Path | None = None,
 ) -> None:
-    """Refuse an output that would take the place of an input.
+    """Refuse an output, the page of the report among them, that would take the place of an input.
 
     Raises:
         DataError: an output is a users file, the model file or its external data, or the allow or deny list.
@@ -108,7 +124,7 @@ def refuse_inputs(
     ]
     if isinstance(users.file_system, pafs.LocalFileSystem):
         inputs += [("one of the input's files", file.path) for file in users.files]
-    for output in targets.all:
+    for output in [*targets.all, *([] if report is None else [Path(report)])]:
         for name, path in inputs:
             if path is not None and _same_file(output, path):
                 raise DataError(f"output {output} is {name}; choose another name")

@@ -18,6 +18,7 @@ from ipsrec_onnx.row_writer import RowWriter, open_row_writer
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.scored_chunk import ScoredChunk
 from ipsrec_onnx.stage_times import StageTimes
+from ipsrec_onnx.throughput import Throughput
 from ipsrec_onnx.user_chunks import UserPart
 
 COUNTS_KEY = "ipsrec.counts"  # in the metadata of each part: what it counts
@@ -38,11 +39,12 @@ class ScoreOutputs:
     Attributes:
         done: what the parts that are done count, by number.
         times: where the time went, of the workers and of writing.
+        throughput: how far it was at what time, without the parts that are done.
     """
 
     def __init__(self, folder: JobFolder, parts: list[UserPart], schemas: RowSchemas) -> None:
         self._folder, self._parts, self._schemas = folder, parts, schemas
-        self.times = StageTimes()
+        self.times, self.throughput = StageTimes(), Throughput()
         self.done: dict[int, ScoreCounts] = {}
         for number, part in enumerate(parts):
             path = folder.part(part_name(part))
@@ -102,6 +104,7 @@ class ScoreOutputs:
                     if bad_rows is not None:
                         bad_rows.write(chunk.dead_letters)
                 counts += chunk.counts
+                self.throughput.add(chunk.counts.rows_in)
                 yield chunk.counts
             with self.times.stage("write"):
                 writer.note(COUNTS_KEY, json.dumps(counts.to_json()))

@@ -28,6 +28,8 @@ class ScoreReport:
         start_s: seconds from start to the first user: opening the model, laying out the items.
         wall_s: seconds from start to the finished file.
         users_per_s: users read per second of them, without those of parts that were done before.
+        report: the page of the job; None where none was asked for.
+        report_s: seconds that it took, after the others.
     """
 
     output: str
@@ -44,6 +46,8 @@ class ScoreReport:
     start_s: float
     wall_s: float
     users_per_s: float
+    report: str | None = None
+    report_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as one flat JSON object."""

@@ -20,7 +20,7 @@ from ipsrec_onnx.histories import Histories, MappedHistories, map_histories
 from ipsrec_onnx.id_lists import IdLists, id_lists
 from ipsrec_onnx.ids import find_ids
 from ipsrec_onnx.retrieval import ColdUsers, Ranker, rank_users
-from ipsrec_onnx.score_counts import ScoreCounts
+from ipsrec_onnx.score_counts import ScoreCounts, count_lengths
 from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.user_chunks import UserChunk
 from ipsrec_onnx.users import UserColumns
@@ -116,6 +116,7 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
             unknown_items=len(mapped.unknown_items),
             unknown_providers=mapped.num_unknown_providers,
             unknown_candidates=0 if candidates is None else int(np.count_nonzero(candidates.values == PADDING)),
+            history_lengths=count_lengths(mapped.known.lengths),
         ),
         times=times,
     )

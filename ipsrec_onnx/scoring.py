@@ -28,9 +28,10 @@ from ipsrec_onnx.job_description import describe_job
 from ipsrec_onnx.job_folder import JobFolder, open_job_folder, refuse_unfinished_job, remove_finished_job
 from ipsrec_onnx.manifest import account, manifest_of, read_manifest
 from ipsrec_onnx.model_file import model_file_sha256, open_model_file
-from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs
+from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs, refuse_report
 from ipsrec_onnx.progress import show_note
 from ipsrec_onnx.retrieval import ColdUsers
+from ipsrec_onnx.run_report import refuse_without_libraries, run_figures, write_run_report
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_options import ScoreOptions, check_positive
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
@@ -69,6 +70,7 @@ def score(
     index_cache: str | Path | None = None,
     device: Device = "cpu",
     threads: int | None = None,
+    report: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -104,6 +106,7 @@ def score(
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
         device: where the model runs.
         threads: worker threads; all usable cores by default.
+        report: write a page about the job here (HTML); looks once more over the candidates. Needs the extra `report`.
         resume: go on where a job of the same model, input and options was broken off, to the same bytes; begin where
             none was; do nothing where it is finished.
         overwrite: replace an existing output, and throw an unfinished job of it away, unless it may go on.
@@ -134,10 +137,13 @@ def score(
     check_positive("threads", threads)
     targets = output_paths(output, bad_rows=bad_rows == "divert")
     refuse_outputs(targets, overwrite=overwrite or resume)
+    if report is not None:
+        refuse_report(report, targets, overwrite=overwrite or resume)
+        refuse_without_libraries(report)
     if not (resume or overwrite):
         refuse_unfinished_job(targets)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
-    refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items)
+    refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items, report=report)
     model_file = open_model_file(model, device=device)
     catalog = model_file.catalog
     check_id_kinds(users.schema, users.columns, catalog, where=users.files[0].path)
@@ -179,7 +185,7 @@ def score(
                 )
                 work = replace(work, start_s=start_s)
     wall_s = time.perf_counter() - started
-    return ScoreReport(
+    done = ScoreReport(
         output=str(output),
         manifest=str(targets.manifest),
         bad_rows=None if targets.bad_rows is None else str(targets.bad_rows),
@@ -195,17 +201,32 @@ def score(
         wall_s=wall_s,
         users_per_s=(work.counts.rows_in - work.resumed_rows) / wall_s,
     )
+    if report is None:
+        return done
+    figures = run_figures(
+        done,
+        model=model_file,
+        users=users,
+        targets=targets,
+        allowed=items.allowed,
+        options=asdict(options),
+        versions=description["versions"],
+        samples=work.samples,
+    )
+    write_run_report(report, figures, overwrite=overwrite or resume)
+    return replace(done, report=str(report), report_s=time.perf_counter() - started - wall_s)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What was done, now or before; as in ScoreReport."""
+    """What was done, now or before; as in ScoreReport, samples as in Throughput."""
 
     counts: ScoreCounts
     resumed_rows: int
     recall: Recall | None = None
     cpu_s: dict[str, float] = field(default_factory=dict)
     start_s: float = 0.0
+    samples: list[tuple[float, int]] = field(default_factory=list)
 
 
 def _finished_work(targets: OutputPaths, description: dict[str, Any]) -> _Work | None:
@@ -243,7 +264,13 @@ def _do_work(
     with outputs.times.stage("write"):
         manifest = manifest_of(folder, users, parts, job=description, counts=counts, recall=recall)
         folder.commit(manifest, overwrite=overwrite)
-    return _Work(counts, resumed_rows, recall=recall, cpu_s=dict(outputs.times.cpu_s))
+    return _Work(
+        counts,
+        resumed_rows,
+        recall=recall,
+        cpu_s=dict(outputs.times.cpu_s),
+        samples=list(outputs.throughput.samples),
+    )
 
 
 def _first_histories(users: Users, rules: ScoreRules) -> Histories:

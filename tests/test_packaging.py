@@ -76,6 +76,19 @@ def test_doctor_finds_nothing_wrong_there(scoring_machine, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_wheel_holds_the_templates_of_the_reports(scoring_machine):
+    (folder,) = (scoring_machine.parent / "lib").glob("python*/site-packages/ipsrec_onnx")
+    assert {"page_shell.html.j2", "run_report.html.j2"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_report_without_its_extra_is_refused_before_any_work(scoring_machine, tmp_path):
+    write_model_file(tmp_path / "m.onnx", num_items=40)
+    command = [scoring_machine / "ipsrec", "score", "--model", "m.onnx", "--input", "u.parquet"]
+    refused = run(*command, "--output", "o.parquet", "--report", "run.html", cwd=tmp_path)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert "pip install -c constraints.txt '.[report]'" in refused.stderr
+
+
 def test_the_wheel_holds_the_experiments_plan_page_and_figures(scoring_machine):
     (folder,) = (scoring_machine.parent / "lib").glob("python*/site-packages/ipsrec_experiment")
     assert {"paper.toml", "page.html.j2", "paper_figures.json"} <= {path.name for path in folder.iterdir()}

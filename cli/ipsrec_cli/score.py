@@ -94,6 +94,9 @@ def parse_recall(ctx: click.Context, param: click.Parameter, value: str | None) 
 @encoder_option
 @device_option
 @threads_option
+@click.option(
+    "--report", help="Page about the job to write, HTML in one file. Needs jinja2 and matplotlib.  [default: none]"
+)
 @click.option("--resume", is_flag=True, help="Go on where the same job was broken off; begin where none was.")
 @overwrite_option
 @json_option
@@ -120,6 +123,7 @@ def score(
     encoder: Literal["onnxruntime", "fused"],
     device: Literal["cpu", "cuda"],
     threads: int | None,
+    report: str | None,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -133,7 +137,7 @@ def score(
     from ipsrec_cli.main import print_json
     from ipsrec_onnx.scoring import score as score_users
 
-    report = score_users(
+    done = score_users(
         model,
         source,
         output,
@@ -155,14 +159,15 @@ def score(
         encoder=encoder,
         device=device,
         threads=threads,
+        report=report,
         resume=resume,
         overwrite=overwrite,
         progress=not quiet,
     )
     if as_json:
-        print_json(report.to_json())
+        print_json(done.to_json())
     else:
-        _print_summary(report)
+        _print_summary(done)
 
 
 def _print_summary(report: ScoreReport) -> None:
@@ -198,4 +203,6 @@ def _print_summary(report: ScoreReport) -> None:
     console.print(table)
     if report.approximate is not None:
         console.print(f"approximate: recall {report.approximate.measured:.4f} on {report.approximate.users} users")
+    if report.report is not None:
+        console.print(Text(f"report {report.report}"), soft_wrap=True)
     console.print(f"{report.wall_s:,.1f} s, {report.users_per_s:,.0f} users/s", highlight=False)
