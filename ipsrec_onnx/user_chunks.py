@@ -92,7 +92,9 @@ def read_chunks(users: Users, parts: Sequence[UserPart], *, chunk_rows: int) -> 
                 group_stop = group_start + int(parquet.metadata.row_group(row_group).num_rows)
                 if list(_shared(wanted, group_start, group_stop)):
                     start = group_start
-                    for batch in _read_row_group(parquet, users, file, row_group=row_group, chunk_rows=chunk_rows):
+                    fitting = _CHUNK_IDS * (group_stop - group_start) // max(file.group_ids[row_group], 1)
+                    batch_rows = max(1, min(chunk_rows, fitting))
+                    for batch in _read_row_group(parquet, users, file, row_group=row_group, batch_rows=batch_rows):
                         for first, stop in _shared(wanted, start, start + batch.num_rows):
                             rows = batch.slice(first - start, stop - first)
                             yield UserChunk(file.path, file.name, row_group, first - group_start, rows)
@@ -118,15 +120,11 @@ def _check_rows(file: UsersFile, row_group: int, *, found: int, expected: int) -
 
 
 def _read_row_group(
-    parquet: pq.ParquetFile, users: Users, file: UsersFile, *, row_group: int, chunk_rows: int
+    parquet: pq.ParquetFile, users: Users, file: UsersFile, *, row_group: int, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Read one row group in batches; memory holds one batch and the read buffers."""
     names, place = users.columns.names, f"{file.path}, row group {row_group}"
     try:
-        # pyarrow 26 ends the whole process where a column's metadata is broken and is asked for from Python; reading a
-        # row first meets the same defect as an error.
-        next(parquet.iter_batches(1, row_groups=[row_group], columns=names, use_threads=False), None)
-        batch_rows = min(chunk_rows, _rows_of_ids(parquet.metadata.row_group(row_group), names[1:]))
         batches = parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False)
         for batch in batches:
             columns = [
@@ -145,11 +143,3 @@ def _cast(column: pa.Array, wanted: pa.DataType, *, where: str) -> pa.Array:
         refuse_broken(column, where=where)
         column = lists_of_views(column)
     return column.cast(wanted)
-
-
-def _rows_of_ids(group: pq.RowGroupMetaData, list_columns: list[str]) -> int:
-    """Rows of a row group that hold _CHUNK_IDS ids together, on its average; 1 or more."""
-    columns = (group.column(number) for number in range(group.num_columns))
-    prefixes = tuple(f"{name}." for name in list_columns)  # a list's leaf is named column.list.element or the like
-    ids = sum(int(column.num_values) for column in columns if column.path_in_schema.startswith(prefixes))
-    return max(1, _CHUNK_IDS * int(group.num_rows) // max(ids, 1))

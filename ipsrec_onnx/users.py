@@ -53,6 +53,7 @@ class UsersFile:
         path: in its file system.
         name: for people and for the dead letters: path below the folder that was asked for.
         num_rows: users in it.
+        group_ids: ids of each row group, in all its lists that are read; a null or empty list counts as one.
         size: in bytes.
         mtime_ns: when it was last written, nanoseconds since 1970; None where the file system does not know.
         footer_sha256: of its Parquet metadata: sizes, offsets and statistics of every column chunk.
@@ -61,6 +62,7 @@ class UsersFile:
     path: str
     name: str
     num_rows: int
+    group_ids: tuple[int, ...]
     size: int
     mtime_ns: int | None
     footer_sha256: str
@@ -110,7 +112,8 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
         with open_parquet(file_system, path) as parquet:
             found = parquet.schema_arrow
             present = present_columns(columns, found, where=path)
-            num_rows = _num_rows(parquet, path, names=present.names, size=info.size)
+            group_ids = _group_ids(parquet, path, names=present.names, size=info.size)
+            num_rows = parquet.metadata.num_rows
         selected = selected_schema(found, present, where=path)
         if schema is None:
             in_all, schema = present, selected
@@ -121,7 +124,7 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
             )
         name = path[len(root) :].lstrip("/") if path != root else path.rsplit("/", 1)[-1]
         footer = footer_sha256(file_system, path)
-        files.append(UsersFile(path, name, num_rows, info.size, info.mtime_ns, footer))
+        files.append(UsersFile(path, name, num_rows, group_ids, info.size, info.mtime_ns, footer))
     if schema is None:
         raise DataError(f"input {source}: the folder has no *.parquet file; give a folder that has some")
     return Users(source=str(source), file_system=file_system, files=files, columns=in_all, schema=schema)
@@ -178,8 +181,8 @@ def footer_sha256(file_system: pafs.FileSystem, path: str) -> str:
         raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again") from error
 
 
-def _num_rows(parquet: pq.ParquetFile, path: str, *, names: list[str], size: int) -> int:
-    """Rows of a file, whose footer may say anything: work is planned by this number before a row is read.
+def _group_ids(parquet: pq.ParquetFile, path: str, *, names: list[str], size: int) -> tuple[int, ...]:
+    """Count the ids of each row group by the footer, which may say anything: work is planned by it before it is read.
 
     Args:
         parquet: the file.
@@ -188,29 +191,38 @@ def _num_rows(parquet: pq.ParquetFile, path: str, *, names: list[str], size: int
         size: of the file in bytes.
 
     Raises:
-        DataError: the footer contradicts itself, or the file's size.
+        DataError: the footer contradicts itself, or the file's size; or a row group cannot be read.
     """
     schema, metadata = parquet.schema, parquet.metadata
     leaves = [schema.column(number) for number in range(len(schema))]
     read = [n for n, leaf in enumerate(leaves) if any(f"{leaf.path}.".startswith(f"{name}.") for name in names)]
-    total = 0
+    total, ids = 0, []
     for number in range(metadata.num_row_groups):
+        place = f"{path}, row group {number}"
+        try:
+            # pyarrow 26 ends the whole process where a column's metadata is broken and is asked for from Python;
+            # reading a row first meets the same defect as an error.
+            next(parquet.iter_batches(1, row_groups=[number], columns=names, use_threads=False), None)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{place}: cannot be read ({error}); the file is broken, write it again") from error
         group = metadata.row_group(number)
         rows = int(group.num_rows)
         total += rows
+        ids.append(0)
         for column in read:
-            values = int(group.column(column).num_values)  # a null or empty list counts as one
-            if rows < 0 or values < rows or (values > rows and not leaves[column].max_repetition_level):
+            values, is_list = int(group.column(column).num_values), leaves[column].max_repetition_level > 0
+            if rows < 0 or values < rows or (values > rows and not is_list):
                 raise DataError(
-                    f"{path}, row group {number}: its footer says {rows} rows, and {values} values of "
-                    f"{leaves[column].path}; the file is broken, write it again"
+                    f"{place}: its footer says {rows} rows, and {values} values of {leaves[column].path}; the file is "
+                    "broken, write it again"
                 )
+            ids[-1] += values if is_list else 0
     if total != metadata.num_rows or total > _MOST_ROWS_PER_BYTE * size:
         raise DataError(
             f"{path}: its footer says {metadata.num_rows} rows, {total} in all row groups, in {size} bytes; the file "
             "is broken, write it again"
         )
-    return total
+    return tuple(ids)
 
 
 def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:

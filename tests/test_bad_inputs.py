@@ -585,8 +585,8 @@ BAD_INPUTS: dict[str, tuple[str, Spoil, str, int]] = {
     "resume with broken counts": (
         "score",
         unfinished("--resume", then=entry(".o*.job/manifest.json", lambda value: value["counts"].update(rows_in="1"))),
-        "{folder}/.o.parquet....job/manifest.json: its counts are broken (rows_in is '1', expected a "
-        "count); start over with --overwrite",
+        "output {folder}/o.parquet: its manifest is broken (rows_in is '1', expected a count); start over "
+        "with --overwrite",
         1,
     ),
     # the model file
@@ -676,8 +676,8 @@ BAD_INPUTS: dict[str, tuple[str, Spoil, str, int]] = {
     "max_len is negative": (
         "score",
         properties(settings='{"max_len": -1}'),
-        "model {folder}/model.onnx: its metadata is broken: max_len is -1, expected a whole number, 1 or "
-        "more; export it again",
+        "model {folder}/model.onnx: its metadata is broken: max_len is -1, expected a whole number, "
+        "1..1048576; export it again",
         1,
     ),
     "max_len is missing": (
@@ -740,8 +740,8 @@ BAD_INPUTS: dict[str, tuple[str, Spoil, str, int]] = {
     "external data missing": (
         "score",
         graph(outside),
-        "model {folder}/model.onnx: ONNX Runtime cannot load it: ...; if it has a .data file, keep that "
-        "beside it, or else export it again",
+        "model {folder}/model.onnx: weight 'item_embeddings' lies in 'weights.data': there is no such file; keep its "
+        "external data beside it",
         1,
     ),
     # wrong usage

@@ -20,8 +20,9 @@ from ipsrec_onnx.id_lists import id_lists
 from ipsrec_onnx.ids import find_ids, id_table, plain_ids
 from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.score_options import ScoreOptions
+from ipsrec_onnx.score_rules import build_rules, open_ranker
 from ipsrec_onnx.scored_chunk import score_chunk
-from ipsrec_onnx.scoring import build_rules, score
+from ipsrec_onnx.scoring import score
 from ipsrec_onnx.user_chunks import plan_parts, read_chunks
 from ipsrec_onnx.users import UserColumns, open_users
 
@@ -262,7 +263,8 @@ def test_a_broken_chunk_is_refused_by_the_worker(users: Path, column: str, broke
     opened = open_users(users, UserColumns("user_id", "item_history", None, None))
     items = allowed_items(model.catalog, allow_items=None, deny_items=None)
     options = ScoreOptions(3, "list", False, "drop", "popular", "error", None, None, None, "onnxruntime", "cpu")
-    rules = build_rules(model, opened, options, items, model_sha256="", index_cache=None)
+    ranker = open_ranker(model, options, items, index_cache=None)
+    rules = build_rules(ranker, options, columns=opened.columns, schema=opened.schema, metadata=None)
     chunk = next(read_chunks(opened, plan_parts(opened), chunk_rows=3))
     assert score_chunk(chunk, rules).rows.num_rows == 3
     columns = {name: chunk.rows[name] for name in chunk.rows.schema.names} | {column: broken}
@@ -314,7 +316,7 @@ def say(path: Path, wanted: Callable[[int], int | None], *, places: int = 3) -> 
         ),
         ({0: 1 << 61}, "its footer says 2305843009213693952 rows, 4321 in all row groups, in [0-9]+ bytes; the file"),
         ({2: 1 << 61}, "row group 0: its footer says 2305843009213693952 rows, and 4321 values of user_id"),
-        ({0: -1, 2: -1}, "its footer says -1 rows|cannot be read as Parquet"),
+        ({0: -1, 2: -1}, "its footer says -1 rows|cannot be read"),
         ({0: 0}, "its footer says 0 rows, 4321 in all row groups"),
         ({0: 5000, 1: 5000, 2: 5000}, "4321 rows, its footer says 5000; the file is broken|cannot be read"),
         ({0: 4000, 2: 4000}, "its footer says 4000 rows, and 4321 values of user_id"),
