@@ -218,7 +218,8 @@ def readable_errors(target: Path) -> Iterator[None]:
     """Turn the errors of a full or read-only disk into a DataError; others pass: they may be about an input.
 
     Raises:
-        DataError: no room is left; or what the error is about is the target or has a hidden name of it.
+        DataError: no room is left; or what the error is about is the target or has a hidden name of it, and it may not
+            be written, or is gone.
     """
     try:
         yield
@@ -230,6 +231,10 @@ def readable_errors(target: Path) -> Iterator[None]:
             raise DataError(f"output {target}: the name is too long; choose a shorter one") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT) and _about(error, target):
             raise DataError(f"output {target}: cannot be written ({error.strerror}); choose another folder") from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE) and _about(error, target):
+            raise DataError(
+                f"output {target}: {error.filename} was removed while the job wrote it; keep the folder, and run again"
+            ) from error
         raise
 
 

@@ -19,3 +19,11 @@ class ModelFileError(IpsrecError):
 
 class ExecutionProviderError(IpsrecError):
     """The asked-for ONNX Runtime execution provider is not there."""
+
+
+class OutOfMemoryError(IpsrecError):
+    """Memory ran out in the middle of the work."""
+
+
+class DefectError(IpsrecError):
+    """The work broke down in a way that no input should cause: a defect of ours, or of a library that we use."""

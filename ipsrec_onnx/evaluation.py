@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Sequence
@@ -25,8 +24,8 @@ from ipsrec_onnx.id_lists import IdLists, id_lists, list_id_type
 from ipsrec_onnx.ids import find_ids, plain_ids
 from ipsrec_onnx.metrics import metrics_of_ranks
 from ipsrec_onnx.model_file import ModelFile, open_model_file
-from ipsrec_onnx.pipeline import map_in_order
-from ipsrec_onnx.progress import show_progress
+from ipsrec_onnx.pipeline import ended, map_in_order
+from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.retrieval import Ranker, build_ranker, rank_users
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.stage_times import StageTimes
@@ -181,11 +180,11 @@ def rank_held_out(
     held_out = split_histories(histories, split)
     ranker = build_ranker(model, None, top_k=depth, keep_seen=not exclude_seen, max_per_provider=None, encoder=encoder)
     chunks: list[HeldOutRanks] = []
-    with show_progress(held_out.num_rows, what="users", show=progress) as advance:
+    with JobLog(show=progress).progress(held_out.num_rows, what="users") as advance:
         rank = functools.partial(_rank_targets, ranker=ranker, where=where)
         slices = held_out.to_batches(max_chunksize=ranker.users_at_once(_CHUNK_ROWS))
         ranked = map_in_order(rank, slices, threads=threads or usable_cores())
-        with contextlib.closing(ranked):
+        with ended(ranked):
             for chunk in ranked:
                 chunks.append(chunk)
                 advance(len(chunk.ranks))

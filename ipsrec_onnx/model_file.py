@@ -122,6 +122,15 @@ def model_file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def model_file_bytes(path: str | Path) -> int:
+    """Bytes of a model file and of the external data beside it, by its name; 0 where there is none."""
+    file = Path(path)
+    if not file.is_file():
+        return 0
+    names = (part for part in file.parent.iterdir() if part.name.startswith(file.name) and part.suffix == ".data")
+    return sum(part.stat().st_size for part in (file, *names) if part.is_file())
+
+
 def _read_metadata(path: Path, session: onnxruntime.InferenceSession, table_shape: tuple[int, ...] | None) -> ModelFile:
     """Read everything that a file says beside its graph; its errors do not name the file.
 

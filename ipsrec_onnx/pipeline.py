@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,11 +11,12 @@ from typing import TypeVar
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
-_IN_FLIGHT_PER_THREAD = 2
+THREAD_NAME = "ipsrec-worker"
+_WAITING_PER_THREAD = 2
 
 
 def map_in_order(
-    function: Callable[[Chunk], Result], chunks: Iterable[Chunk], *, threads: int
+    function: Callable[[Chunk], Result], chunks: Iterable[Chunk], *, threads: int, waiting: int | None = None
 ) -> Generator[Result, None, None]:
     """Apply a function to chunks in worker threads and give the results in the order of the chunks.
 
@@ -25,22 +27,39 @@ def map_in_order(
         function: called in a worker thread.
         chunks: read in the caller's thread, one by one.
         threads: worker threads, 1 or more.
+        waiting: chunks in flight beside the one that is read; two a thread by default.
 
     Raises:
         Exception: the first one, in the order of the chunks, that reading or the function raised. Chunks that have not
-            begun by then are dropped, and every thread has ended when the exception arrives.
+            begun by then are dropped, and every thread has ended when the exception arrives; but for KeyboardInterrupt
+            and SystemExit, after which threads end with the chunk that they have.
     """
-    waiting: deque[Future[Result]] = deque()
-    workers = ThreadPoolExecutor(threads, thread_name_prefix="ipsrec")
+    most = _WAITING_PER_THREAD * threads if waiting is None else waiting
+    futures: deque[Future[Result]] = deque()
+    workers, stopped = ThreadPoolExecutor(threads, thread_name_prefix=THREAD_NAME), False
     try:
         for result in _submit_all(function, chunks, workers=workers):
-            waiting.append(result)
-            if len(waiting) > _IN_FLIGHT_PER_THREAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            futures.append(result)
+            if len(futures) > most:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    except (KeyboardInterrupt, SystemExit):
+        stopped = True  # a chunk may take seconds, and nothing of it would be kept
+        raise
     finally:
-        workers.shutdown(wait=True, cancel_futures=True)
+        workers.shutdown(wait=not stopped, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def ended(results: Generator[Result, None, None]) -> Iterator[None]:
+    """When the block is left, end the threads of map_in_order; wait for them unless the process is to stop."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        results.throw(stop)
+    finally:
+        results.close()
 
 
 def _submit_all(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ipsrec_onnx.atomic import sync
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.job_folder import JobFolder
+from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.row_writer import RowWriter, open_row_writer
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.scored_chunk import ScoredChunk
@@ -51,14 +52,15 @@ class ScoreOutputs:
             if path.exists():
                 self.done[number] = _read_counts(path)
 
-    def write(self, chunks: Iterator[ScoredChunk]) -> Iterator[ScoreCounts]:
+    def write(self, chunks: Iterator[ScoredChunk], *, log: JobLog) -> Iterator[ScoreCounts]:
         """Write everything, in the order of the parts.
 
         Args:
             chunks: of the parts that are not done, in order.
+            log: hears of each part that is done.
 
         Yields:
-            What a chunk, or a part that was done, counts, once it is written.
+            What a chunk counts, once it is written; nothing for the parts that were done.
         """
         with contextlib.ExitStack() as stack:
             whole = None if self._folder.targets.as_folder else stack.enter_context(self._open_whole())
@@ -69,9 +71,9 @@ class ScoreOutputs:
                         for rows in stored:  # of a folder, too: a damaged part is found here
                             if whole is not None:
                                 whole.write(rows)
-                    yield self.done[number]
                 else:
                     yield from self._write_part(part, chunks, whole)
+                    log.event("part_done", part=part_name(part), users=part.num_rows)
             with self.times.stage("write"):
                 stack.close()  # the last row group is written now
                 if self._folder.targets.bad_rows is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator
 
+from ipsrec_onnx.broken_work import broken_work
+from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.pipeline import map_in_order
-from ipsrec_onnx.progress import show_progress
+from ipsrec_onnx.memory_plan import ChunkPlan, MemoryBound, RowSizes, id_bytes, plan_chunks
+from ipsrec_onnx.pipeline import ended, map_in_order
+from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_outputs import ScoreOutputs
-from ipsrec_onnx.scored_chunk import ScoreRules, score_chunk
+from ipsrec_onnx.scored_chunk import ScoredChunk, ScoreRules, score_chunk
 from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.user_chunks import UserChunk, UserPart, read_chunks
 from ipsrec_onnx.users import Users
@@ -19,10 +21,19 @@ from ipsrec_onnx.users import Users
 CHUNK_ROWS = 8192  # users of a chunk, and of a row group of the output, at most
 _CHUNKS_PER_THREAD = 8  # at least, so that no worker waits long for the last ones; in a job of fewer users,
 _LEAST_CHUNK_ROWS = 256  # this many make a chunk: fewer would leave many batches half empty
+# A row of the long layout is one candidate: groups as small as chunks would swell the footer.
+_LONG_GROUP_ROWS = 1 << 16
 
 
 def score_users(
-    users: Users, rules: ScoreRules, parts: list[UserPart], outputs: ScoreOutputs, *, threads: int, progress: bool
+    users: Users,
+    rules: ScoreRules,
+    parts: list[UserPart],
+    outputs: ScoreOutputs,
+    *,
+    threads: int | None,
+    bound: MemoryBound,
+    log: JobLog,
 ) -> ScoreCounts:
     """Score and write all users; this thread reads and writes, the workers do the rest.
 
@@ -31,31 +42,74 @@ def score_users(
         rules: what every chunk is scored by.
         parts: as plan_parts gave them.
         outputs: of these parts; its times say where the time went.
-        threads: workers.
-        progress: report it on stderr.
+        threads: workers; None for all usable cores, or fewer where memory is short.
+        bound: memory that the job may have.
+        log: says how far it is.
 
     Returns:
         The account, parts that were done before among it.
 
     Raises:
-        DataError: a row that the rules refuse, a broken input, or rows that are not accounted for.
+        DataError: the job does not fit into its memory, a row that the rules refuse, a broken input, or rows that are
+            not accounted for.
     """
-    counts, times = ScoreCounts(), outputs.times
+    counts, times = sum(outputs.done.values(), ScoreCounts()), outputs.times
     missing = [part for number, part in enumerate(parts) if number not in outputs.done]
-    chunk_rows = rules.ranker.users_at_once(_chunk_rows(sum(part.num_rows for part in missing), threads))
-    chunks = _timed(read_chunks(users, missing, chunk_rows=chunk_rows), times)
-    scored = map_in_order(functools.partial(score_chunk, rules=rules), chunks, threads=threads)
-    with contextlib.closing(scored), show_progress(users.num_rows, what="users", show=progress) as advance:
-        for written in outputs.write(scored):
+    plan = _plan(users, rules, sum(part.num_rows for part in missing), threads=threads, bound=bound)
+    log.event(
+        "job_planned",
+        threads=plan.threads,
+        chunk_rows=plan.rows,
+        memory_bytes=plan.peak,
+        memory_limit_bytes=bound.limit,
+        parts=len(parts),
+        parts_done=len(outputs.done),
+        users_done=counts.rows_in,
+    )
+    chunks = _timed(read_chunks(users, missing, chunk_rows=plan.rows, chunk_ids=plan.ids), times)
+    work = functools.partial(_score_chunk, rules=rules)
+    scored = map_in_order(work, chunks, threads=plan.threads, waiting=plan.waiting)
+    with (
+        ended(scored),
+        log.progress(users.num_rows, what="users", already=counts.rows_in, times=times) as advance,
+    ):
+        for written in outputs.write(scored, log=log):
             counts += written
             advance(written.rows_in)
     _check_account(users, counts)
     return counts
 
 
+def group_rows(rules: ScoreRules) -> int:
+    """Rows of a row group of the output; no matter how big chunks are, for the bytes depend on it."""
+    return _LONG_GROUP_ROWS if "rank" in rules.schema.names else rules.ranker.users_at_once(CHUNK_ROWS)
+
+
+def _plan(users: Users, rules: ScoreRules, num_rows: int, *, threads: int | None, bound: MemoryBound) -> ChunkPlan:
+    """Cut a job so that it stays within its memory."""
+    workers, model, top_k = threads or usable_cores(), rules.ranker.model, rules.ranker.top_k
+    sizes = RowSizes(
+        user_id=id_bytes(users.schema.field(users.columns.user_id).type),
+        item_id=id_bytes(model.catalog.item_ids.type, model.catalog.item_ids),
+        ids=users.most_ids_of_a_row,
+        top_k=top_k,
+        group_rows=rules.ranker.users_at_once(CHUNK_ROWS),
+        max_len=model.max_len,
+        dim=model.dim,
+    )
+    most_rows = rules.ranker.users_at_once(_chunk_rows(num_rows, workers))
+    return plan_chunks(bound, sizes, most_rows=most_rows, threads=workers, fewer_threads=threads is None)
+
+
 def _chunk_rows(num_rows: int, threads: int) -> int:
     """Users of a chunk: many, for full batches, but so few that all threads have work until the end."""
     return min(CHUNK_ROWS, max(_LEAST_CHUNK_ROWS, num_rows // (threads * _CHUNKS_PER_THREAD)))
+
+
+def _score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
+    """Score one chunk; an exception that nobody raised on purpose names it."""
+    with broken_work(chunk):
+        return score_chunk(chunk, rules)
 
 
 def _timed(chunks: Iterator[UserChunk], times: StageTimes) -> Iterator[UserChunk]:

@@ -20,16 +20,16 @@ import numpy as np
 
 from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
 from ipsrec_onnx.candidates import Layout
-from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.job_description import describe_job
 from ipsrec_onnx.job_folder import JobFolder, open_job_folder, refuse_unfinished_job, remove_finished_job
 from ipsrec_onnx.manifest import account, manifest_of, read_manifest
-from ipsrec_onnx.model_file import model_file_sha256, open_model_file
+from ipsrec_onnx.memory_plan import MemoryBound, memory_bound, refuse_big_model
+from ipsrec_onnx.model_file import model_file_bytes, model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs, refuse_report
-from ipsrec_onnx.progress import show_note
+from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.run_report import refuse_without_libraries, run_figures, write_run_report
 from ipsrec_onnx.score_counts import ScoreCounts
@@ -37,14 +37,11 @@ from ipsrec_onnx.score_options import ScoreOptions, check_positive
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.score_rules import build_rules, open_ranker
-from ipsrec_onnx.score_run import CHUNK_ROWS, score_users
+from ipsrec_onnx.score_run import CHUNK_ROWS, group_rows, score_users
 from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems, known_histories
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.user_chunks import plan_parts, read_chunks
 from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users
-
-# A row of the long layout is one candidate: groups as small as chunks would swell the footer.
-_LONG_GROUP_ROWS = 1 << 16
 
 
 def score(
@@ -71,9 +68,11 @@ def score(
     device: Device = "cpu",
     threads: int | None = None,
     report: str | Path | None = None,
+    max_memory: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    log_json: bool = False,
 ) -> ScoreReport:
     """Rank candidates for every user of a Parquet file, in the order of the input's rows; the lists are exact.
 
@@ -105,15 +104,19 @@ def score(
             file's weights, on the CPU.
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
         device: where the model runs.
-        threads: worker threads; all usable cores by default.
+        threads: worker threads; all usable cores by default, or fewer where memory is short.
         report: write a page about the job here (HTML); looks once more over the candidates. Needs the extra `report`.
+        max_memory: bytes of memory that the job may have; most of what the machine has free by default. Chunks get
+            smaller to fit; the output's bytes stay the same.
         resume: go on where a job of the same model, input and options was broken off, to the same bytes; begin where
             none was; do nothing where it is finished.
         overwrite: replace an existing output, and throw an unfinished job of it away, unless it may go on.
         progress: report progress on stderr.
+        log_json: as JSON, one object a line.
 
     Raises:
-        DataError: an input is not as the contract asks, or the output cannot be written. Nothing is left behind but the
+        DataError: an input is not as the contract asks, the output cannot be written, or the job does not fit into its
+            memory. Nothing is left behind but the
             parts that are done, for resume.
         ModelFileError: the model file cannot be used.
         ExecutionProviderError: the device is not there.
@@ -135,6 +138,8 @@ def score(
         device=device,
     )
     check_positive("threads", threads)
+    check_positive("max_memory", max_memory)
+    bound = memory_bound(max_memory)
     targets = output_paths(output, bad_rows=bad_rows == "divert")
     refuse_outputs(targets, overwrite=overwrite or resume)
     if report is not None:
@@ -144,6 +149,7 @@ def score(
         refuse_unfinished_job(targets)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
     refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items, report=report)
+    refuse_big_model(bound, path=str(model), num_bytes=model_file_bytes(model))
     model_file = open_model_file(model, device=device)
     catalog = model_file.catalog
     check_id_kinds(users.schema, users.columns, catalog, where=users.files[0].path)
@@ -151,6 +157,17 @@ def score(
     sha256 = model_file_sha256(model)
     description = describe_job(
         users, model_sha256=sha256, options=asdict(options), allowed=items.allowed, as_folder=targets.as_folder
+    )
+    log = JobLog(show=progress, as_json=log_json)
+    log.event(
+        "job_begun",
+        model=str(model),
+        model_sha256=sha256,
+        input=str(source),
+        output=str(output),
+        rows=users.num_rows,
+        options=asdict(options),
+        resume=resume,
     )
     work = _finished_work(targets, description) if resume else None
     if work is None:
@@ -171,7 +188,7 @@ def score(
                 if approximate is not None:
                     index, recall = choose_recall(rules.ranker, _first_histories(users, rules), target=approximate)
                     rules = replace(rules, ranker=replace(rules.ranker, approximate=index))
-                    show_note(recall.in_words(), show=progress)
+                    log.note(recall.in_words())
                 start_s = time.perf_counter() - started
                 work = _do_work(
                     folder,
@@ -179,9 +196,10 @@ def score(
                     rules,
                     description,
                     recall=recall,
-                    threads=threads or usable_cores(),
+                    threads=threads,
+                    bound=bound,
                     overwrite=overwrite,
-                    progress=progress,
+                    log=log,
                 )
                 work = replace(work, start_s=start_s)
     wall_s = time.perf_counter() - started
@@ -201,20 +219,21 @@ def score(
         wall_s=wall_s,
         users_per_s=(work.counts.rows_in - work.resumed_rows) / wall_s,
     )
-    if report is None:
-        return done
-    figures = run_figures(
-        done,
-        model=model_file,
-        users=users,
-        targets=targets,
-        allowed=items.allowed,
-        options=asdict(options),
-        versions=description["versions"],
-        samples=work.samples,
-    )
-    write_run_report(report, figures, overwrite=overwrite or resume)
-    return replace(done, report=str(report), report_s=time.perf_counter() - started - wall_s)
+    if report is not None:
+        figures = run_figures(
+            done,
+            model=model_file,
+            users=users,
+            targets=targets,
+            allowed=items.allowed,
+            options=asdict(options),
+            versions=description["versions"],
+            samples=work.samples,
+        )
+        write_run_report(report, figures, overwrite=overwrite or resume)
+        done = replace(done, report=str(report), report_s=time.perf_counter() - started - wall_s)
+    log.event("job_done", **done.to_json())
+    return done
 
 
 @dataclass(frozen=True)
@@ -251,16 +270,18 @@ def _do_work(
     description: dict[str, Any],
     *,
     recall: Recall | None,
-    threads: int,
+    threads: int | None,
+    bound: MemoryBound,
     overwrite: bool,
-    progress: bool,
+    log: JobLog,
 ) -> _Work:
     """Score what is not done, and give the results their names."""
-    group_rows = rules.ranker.users_at_once(CHUNK_ROWS) if "rank" not in rules.schema.names else _LONG_GROUP_ROWS
     parts = plan_parts(users)
-    outputs = ScoreOutputs(folder, parts, RowSchemas(rules.schema, group_rows, rules.dead_letter_schema, CHUNK_ROWS))
+    outputs = ScoreOutputs(
+        folder, parts, RowSchemas(rules.schema, group_rows(rules), rules.dead_letter_schema, CHUNK_ROWS)
+    )
     resumed_rows = sum(counts.rows_in for counts in outputs.done.values())
-    counts = score_users(users, rules, parts, outputs, threads=threads, progress=progress)
+    counts = score_users(users, rules, parts, outputs, threads=threads, bound=bound, log=log)
     with outputs.times.stage("write"):
         manifest = manifest_of(folder, users, parts, job=description, counts=counts, recall=recall)
         folder.commit(manifest, overwrite=overwrite)

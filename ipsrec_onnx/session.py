@@ -90,10 +90,16 @@ def run_session(session: onnxruntime.InferenceSession, outputs: list[str], feed:
         session: as open_session gave it.
         outputs: names of the graph's outputs to compute.
         feed: input name -> NumPy array.
+
+    Raises:
+        ModelFileError: the graph fails.
+        MemoryError: memory ran out.
     """
     try:
         return list(session.run(outputs, feed))
     except Exception as error:
+        if "bad_alloc" in str(error) or "allocate memory" in str(error):  # it has no class of its own for this
+            raise MemoryError(_first_line(error)) from error
         raise ModelFileError(f"the model's graph failed: {_first_line(error)}; export it again") from error
 
 

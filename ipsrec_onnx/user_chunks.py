@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipsrec_onnx.arrow_check import refuse_broken
+from ipsrec_onnx.broken_work import describe_error
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.id_lists import is_list_view, lists_of_views
+from ipsrec_onnx.memory_plan import MOST_IDS
 from ipsrec_onnx.users import Users, UsersFile, footer_sha256, open_parquet
 
 PART_ROWS = 1 << 16  # users of a part: what is lost of a job that is killed, at most, and some seconds of work
-_CHUNK_IDS = 1 << 20  # ids of a chunk, so that long histories do not multiply memory
 
 
 class UserPart(NamedTuple):
@@ -67,7 +69,9 @@ def plan_parts(users: Users) -> list[UserPart]:
     return parts or [UserPart(0, 0, 0)]
 
 
-def read_chunks(users: Users, parts: Sequence[UserPart], *, chunk_rows: int) -> Iterator[UserChunk]:
+def read_chunks(
+    users: Users, parts: Sequence[UserPart], *, chunk_rows: int, chunk_ids: int = MOST_IDS
+) -> Iterator[UserChunk]:
     """Read the users of some parts in order.
 
     No chunk spans two row groups or two parts, nor holds many more ids than memory is meant for. A row group is read
@@ -77,6 +81,7 @@ def read_chunks(users: Users, parts: Sequence[UserPart], *, chunk_rows: int) -> 
         users: as open_users gave it.
         parts: of plan_parts, in their order.
         chunk_rows: users in a chunk at most; fewer where a row group's lists are long on average.
+        chunk_ids: ids in a chunk, on the average of its row group.
 
     Raises:
         DataError: a file has changed since it was opened, or a row group cannot be read, or it has another number of
@@ -88,11 +93,11 @@ def read_chunks(users: Users, parts: Sequence[UserPart], *, chunk_rows: int) -> 
             if footer_sha256(users.file_system, file.path) != file.footer_sha256:
                 raise DataError(f"{file.path}: changed while the job ran; begin again when it stays as it is")
             group_start = 0
-            for row_group in range(parquet.num_row_groups):
-                group_stop = group_start + int(parquet.metadata.row_group(row_group).num_rows)
+            for row_group, group in enumerate(file.row_groups):
+                group_stop = group_start + group.num_rows
                 if list(_shared(wanted, group_start, group_stop)):
                     start = group_start
-                    fitting = _CHUNK_IDS * (group_stop - group_start) // max(file.group_ids[row_group], 1)
+                    fitting = chunk_ids * group.num_rows // max(group.num_ids, 1)
                     batch_rows = max(1, min(chunk_rows, fitting))
                     for batch in _read_row_group(parquet, users, file, row_group=row_group, batch_rows=batch_rows):
                         for first, stop in _shared(wanted, start, start + batch.num_rows):
@@ -124,13 +129,26 @@ def _read_row_group(
 ) -> Iterator[pa.RecordBatch]:
     """Read one row group in batches; memory holds one batch and the read buffers."""
     names, place = users.columns.names, f"{file.path}, row group {row_group}"
-    try:
-        batches = parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False)
-        for batch in batches:
+    with _readable(place):
+        for batch in parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False):
             columns = [
                 _cast(batch[name], users.schema.field(name).type, where=f"{place}, column {name}") for name in names
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=users.schema)
+
+
+@contextlib.contextmanager
+def _readable(place: str) -> Iterator[None]:
+    """Name what is read.
+
+    Raises:
+        DataError: it cannot be read.
+        OutOfMemoryError: there is no memory for it.
+    """
+    try:
+        yield
+    except MemoryError as error:  # Arrow's, too
+        raise describe_error(error, where=place) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: cannot be read ({error}); the file is broken, write it again") from error
 

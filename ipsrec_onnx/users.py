@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -45,6 +46,18 @@ class UserColumns:
         return [name for name in names if name is not None]
 
 
+class RowGroup(NamedTuple):
+    """What a row group of a users file holds.
+
+    Attributes:
+        num_rows: users in it.
+        num_ids: ids in all their lists that are read; a null or empty list counts as one.
+    """
+
+    num_rows: int
+    num_ids: int
+
+
 @dataclass(frozen=True)
 class UsersFile:
     """One Parquet file of users.
@@ -53,7 +66,7 @@ class UsersFile:
         path: in its file system.
         name: for people and for the dead letters: path below the folder that was asked for.
         num_rows: users in it.
-        group_ids: ids of each row group, in all its lists that are read; a null or empty list counts as one.
+        row_groups: in their order.
         size: in bytes.
         mtime_ns: when it was last written, nanoseconds since 1970; None where the file system does not know.
         footer_sha256: of its Parquet metadata: sizes, offsets and statistics of every column chunk.
@@ -62,7 +75,7 @@ class UsersFile:
     path: str
     name: str
     num_rows: int
-    group_ids: tuple[int, ...]
+    row_groups: tuple[RowGroup, ...]
     size: int
     mtime_ns: int | None
     footer_sha256: str
@@ -91,6 +104,12 @@ class Users:
         """Users in all files."""
         return sum(file.num_rows for file in self.files)
 
+    @property
+    def most_ids_of_a_row(self) -> float:
+        """Ids of a row in all its lists, on the average of the row group where it is highest."""
+        groups = (group for file in self.files for group in file.row_groups)
+        return max((group.num_ids / max(group.num_rows, 1) for group in groups), default=0.0)
+
 
 def open_users(source: str | Path, columns: UserColumns) -> Users:
     """Find the files of a source and check their columns; reads no more than their footers.
@@ -112,7 +131,7 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
         with open_parquet(file_system, path) as parquet:
             found = parquet.schema_arrow
             present = present_columns(columns, found, where=path)
-            group_ids = _group_ids(parquet, path, names=present.names, size=info.size)
+            row_groups = _row_groups(parquet, path, names=present.names, size=info.size)
             num_rows = parquet.metadata.num_rows
         selected = selected_schema(found, present, where=path)
         if schema is None:
@@ -124,7 +143,7 @@ def open_users(source: str | Path, columns: UserColumns) -> Users:
             )
         name = path[len(root) :].lstrip("/") if path != root else path.rsplit("/", 1)[-1]
         footer = footer_sha256(file_system, path)
-        files.append(UsersFile(path, name, num_rows, group_ids, info.size, info.mtime_ns, footer))
+        files.append(UsersFile(path, name, num_rows, row_groups, info.size, info.mtime_ns, footer))
     if schema is None:
         raise DataError(f"input {source}: the folder has no *.parquet file; give a folder that has some")
     return Users(source=str(source), file_system=file_system, files=files, columns=in_all, schema=schema)
@@ -157,6 +176,8 @@ def open_parquet(file_system: pafs.FileSystem, path: str) -> pq.ParquetFile:
     try:
         parquet = pq.ParquetFile(path, filesystem=file_system, pre_buffer=False, buffer_size=_READ_BUFFER)
         _ = parquet.schema_arrow.names  # where a name is no UTF-8, Python says so only when it is asked for
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is not there any more; put it back, and run again") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again") from error
     return parquet
@@ -177,12 +198,14 @@ def footer_sha256(file_system: pafs.FileSystem, path: str) -> str:
             length = int.from_bytes(file.read(4), "little")
             file.seek(max(size - 8 - length, 0))
             return hashlib.sha256(file.read()).hexdigest()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is not there any more; put it back, and run again") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again") from error
 
 
-def _group_ids(parquet: pq.ParquetFile, path: str, *, names: list[str], size: int) -> tuple[int, ...]:
-    """Count the ids of each row group by the footer, which may say anything: work is planned by it before it is read.
+def _row_groups(parquet: pq.ParquetFile, path: str, *, names: list[str], size: int) -> tuple[RowGroup, ...]:
+    """What the footer says of each row group; it may say anything, and work is planned by it before a row is read.
 
     Args:
         parquet: the file.
@@ -196,7 +219,7 @@ def _group_ids(parquet: pq.ParquetFile, path: str, *, names: list[str], size: in
     schema, metadata = parquet.schema, parquet.metadata
     leaves = [schema.column(number) for number in range(len(schema))]
     read = [n for n, leaf in enumerate(leaves) if any(f"{leaf.path}.".startswith(f"{name}.") for name in names)]
-    total, ids = 0, []
+    total, found = 0, []
     for number in range(metadata.num_row_groups):
         place = f"{path}, row group {number}"
         try:
@@ -206,9 +229,8 @@ def _group_ids(parquet: pq.ParquetFile, path: str, *, names: list[str], size: in
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{place}: cannot be read ({error}); the file is broken, write it again") from error
         group = metadata.row_group(number)
-        rows = int(group.num_rows)
+        rows, ids = int(group.num_rows), 0
         total += rows
-        ids.append(0)
         for column in read:
             values, is_list = int(group.column(column).num_values), leaves[column].max_repetition_level > 0
             if rows < 0 or values < rows or (values > rows and not is_list):
@@ -216,13 +238,14 @@ def _group_ids(parquet: pq.ParquetFile, path: str, *, names: list[str], size: in
                     f"{place}: its footer says {rows} rows, and {values} values of {leaves[column].path}; the file is "
                     "broken, write it again"
                 )
-            ids[-1] += values if is_list else 0
+            ids += values if is_list else 0
+        found.append(RowGroup(rows, ids))
     if total != metadata.num_rows or total > _MOST_ROWS_PER_BYTE * size:
         raise DataError(
             f"{path}: its footer says {metadata.num_rows} rows, {total} in all row groups, in {size} bytes; the file "
             "is broken, write it again"
         )
-    return tuple(ids)
+    return tuple(found)
 
 
 def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:

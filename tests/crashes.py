@@ -5,6 +5,8 @@ A server process imports once and forks for each job, so that fifty kills take s
 
 from __future__ import annotations
 
+import builtins
+import io
 import itertools
 import multiprocessing
 import os
@@ -65,6 +67,40 @@ def killed_at_step(arguments: dict[str, Any], step: int, kind: str) -> None:
         setattr(pathlib.Path, name, dying(getattr(pathlib.Path, name)))
         setattr(os, name, dying(getattr(os, name)))  # what shutil.rmtree calls
     score_in_parts(arguments)
+
+
+def command(arguments: list[str], stderr: Path, paused: Path | None = None, fails: str | None = None) -> None:
+    """Run the command line with small parts.
+
+    Args:
+        arguments: of the command line.
+        stderr: a file for what it says.
+        paused: a file that is made when the workers are at their sixth chunk; they go on when it is gone.
+        fails: name of an exception that the worker of the sixth chunk meets.
+    """
+    import pyarrow as pa
+
+    from ipsrec_cli.main import main
+    from ipsrec_onnx import score_run, scoring, user_chunks
+
+    user_chunks.PART_ROWS = PART_ROWS
+    score_run.CHUNK_ROWS = scoring.CHUNK_ROWS = CHUNK_ROWS
+    sys.stdout, sys.stderr = io.StringIO(), stderr.open("w", buffering=1)
+    score_chunk, chunks = score_run.score_chunk, itertools.count(1)
+
+    def disturbed(*positional: Any) -> Any:
+        number = next(chunks)
+        if number == 6 and paused is not None:
+            paused.touch()
+        while number >= 6 and paused is not None and paused.exists():
+            time.sleep(0.01)
+        if number == 6 and fails is not None:
+            errors = {"ArrowMemoryError": pa.ArrowMemoryError("malloc of size 99 failed")}
+            raise errors.get(fails) or getattr(builtins, fails)("of the test,\nin two lines")
+        return score_chunk(*positional)
+
+    score_run.score_chunk = disturbed
+    main(arguments)
 
 
 def run(

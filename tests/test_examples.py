@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from model_files import write_model_file
@@ -94,13 +93,16 @@ def test_the_readme_scores_from_python(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_bench_memory_writes_full_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")  # where a script finds its neighbours
-    pq.write_table(pa.table({"user_id": range(1000)}), tmp_path / "source.parquet")
+    model = write_model_file(tmp_path / "model.onnx")
     bench = runpy.run_path(str(ROOT / "benchmarks" / "bench_memory.py"))
-    bench["repeat_users"](tmp_path / "source.parquet", tmp_path / "users.parquet", users=150_000)
+    bench["write_users"](tmp_path / "users.parquet", model.path, users=150_000, mean_history=3)
     written = pq.ParquetFile(tmp_path / "users.parquet")
     groups = [written.metadata.row_group(group).num_rows for group in range(written.num_row_groups)]
     assert groups == [65_536, 65_536, 150_000 - 2 * 65_536]
-    assert written.read()["user_id"].to_pylist() == [user % 1000 for user in range(150_000)]
+    table = written.read()
+    assert table["user_id"].to_pylist() == list(range(150_000))
+    lengths = {len(history) for history in table["item_history"].to_pylist()}
+    assert lengths == {1, 2, 3, 4, 5}
 
 
 def test_show_candidates_bears_a_product_without_brand() -> None:

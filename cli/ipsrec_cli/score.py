@@ -10,6 +10,8 @@ from ipsrec_cli.options import (
     device_option,
     encoder_option,
     json_option,
+    log_json_option,
+    max_memory_option,
     model_file_option,
     overwrite_option,
     quiet_option,
@@ -97,10 +99,12 @@ def parse_recall(ctx: click.Context, param: click.Parameter, value: str | None) 
 @click.option(
     "--report", help="Page about the job to write, HTML in one file. Needs jinja2 and matplotlib.  [default: none]"
 )
+@max_memory_option
 @click.option("--resume", is_flag=True, help="Go on where the same job was broken off; begin where none was.")
 @overwrite_option
 @json_option
 @quiet_option
+@log_json_option
 def score(
     model: str,
     source: str,
@@ -124,10 +128,12 @@ def score(
     device: Literal["cpu", "cuda"],
     threads: int | None,
     report: str | None,
+    max_memory: int | None,
     resume: bool,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    log_json: bool,
 ) -> None:
     """Rank candidates for every user of a Parquet file.
 
@@ -160,9 +166,11 @@ def score(
         device=device,
         threads=threads,
         report=report,
+        max_memory=max_memory,
         resume=resume,
         overwrite=overwrite,
         progress=not quiet,
+        log_json=log_json,
     )
     if as_json:
         print_json(done.to_json())
