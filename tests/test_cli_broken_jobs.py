@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byt
     history = pa.ListArray.from_arrays(pa.array(offsets), items)
     users = pa.table({"user_id": np.arange(3000), "item_history": history})
     (folder / "users").mkdir()
-    pq.write_table(users.slice(0, 1700), folder / "users" / "a.parquet", row_group_size=900)
+    pq.write_table(users.slice(0, 1700), folder / "users" / "a.parquet", row_group_size=300)
     pq.write_table(users.slice(1700), folder / "users" / "b.parquet", row_group_size=130)
     job = Job(folder, folder)
     assert job.run() == (0, "")
@@ -181,7 +181,7 @@ def test_an_output_folder_that_is_removed_meanwhile_is_one_line(job: Job, expect
 def test_an_exception_in_a_worker_is_one_line(job: Job, expected: dict[str, bytes], fails: str, message: str) -> None:
     code, said = job.run(fails=fails)
     assert code == 1
-    is_one_line(said, r"\S+/a\.parquet, row group 0, rows \d+ to \d+: " + message)
+    is_one_line(said, r"\S+/a\.parquet, row group \d, rows \d+ to \d+: " + message)
     job.nothing_unfinished_is_there()
     assert list(job.out.glob(".*.job/parts/*.parquet"))
     assert job.run("--resume") == (0, "")

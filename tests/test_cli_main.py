@@ -120,7 +120,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored():
         "import os, signal\n"
         "from ipsrec_cli.clean_stop import clean_stop\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "with clean_stop():\n"
+        "with clean_stop(print):\n"
         "    os.kill(os.getpid(), signal.SIGHUP)\n"
         "    print('still here')\n"
         "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
