@@ -204,11 +204,11 @@ def test_long_lists_make_small_chunks_and_the_same_bytes(
     options: dict[str, Any] = {"top_k": 5, "candidates_column": "choice" if column == "choice" else None}
     score(model.path, tmp_path / "u.parquet", tmp_path / "a", **options)
     most = 40
-    monkeypatch.setattr("ipsrec_onnx.user_chunks._CHUNK_IDS", most)
+    monkeypatch.setattr("ipsrec_onnx.memory_plan.MOST_IDS", most)
     opened = open_users(tmp_path / "u.parquet", UserColumns("user_id", column, None, None))
     ids = [
         len(chunk.rows[column].flatten()) + len(chunk.rows["provider_history"].flatten())
-        for chunk in read_chunks(opened, plan_parts(opened), chunk_rows=100)
+        for chunk in read_chunks(opened, plan_parts(opened), chunk_rows=100, chunk_ids=most)
     ]
     assert sum(ids) / len(ids) <= most
     score(model.path, tmp_path / "u.parquet", tmp_path / "b", **options)
