@@ -229,12 +229,13 @@ def readable_errors(target: Path) -> Iterator[None]:
             raise DataError(f"output {target}: {found}; make room, or choose another folder") from error
         if error.errno == errno.ENAMETOOLONG and _about(error, target):
             raise DataError(f"output {target}: the name is too long; choose a shorter one") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT) and _about(error, target):
-            raise DataError(f"output {target}: cannot be written ({error.strerror}); choose another folder") from error
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE) and _about(error, target):
+        gone = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+        if error.errno in gone and _about(error, target) and not Path(error.filename).parent.is_dir():
             raise DataError(
                 f"output {target}: {error.filename} was removed while the job wrote it; keep the folder, and run again"
             ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, *gone) and _about(error, target):
+            raise DataError(f"output {target}: cannot be written ({error.strerror}); choose another folder") from error
         raise
 
 
