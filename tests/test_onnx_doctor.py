@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_files import write_model_file
 
 from ipsrec_onnx import session
 from ipsrec_onnx.cores import usable_cores
@@ -116,8 +117,7 @@ def test_a_folder_that_is_left_of_onnxruntime_is_named(leftover: dict[str, str],
         assert problem["mend"].startswith(
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install -c constraints.txt '.["
         )
-    (tmp_path / "model.onnx").write_bytes(b"x")
-    refused = ipsrec("inspect", str(tmp_path / "model.onnx"))
+    refused = ipsrec("inspect", str(write_model_file(tmp_path / "model.onnx").path))
     assert refused.returncode == 1
     assert refused.stderr.startswith("ipsrec: the onnxruntime at ") and refused.stderr.count("\n") == 1
 

@@ -23,7 +23,7 @@ from other_user import run_as_nobody
 
 from ipsrec_onnx import user_chunks
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.retrieval import build_ranker
+from ipsrec_onnx.score_rules import open_ranker
 from ipsrec_onnx.scoring import score
 
 
@@ -204,7 +204,7 @@ def test_a_finished_job_has_nothing_to_do(job: Job, tmp_path: Path, monkeypatch:
     arguments = job.in_folder(tmp_path / "o", resume=True)
     first = score(**arguments)
     assert first.resumed_rows == 0 and crashes.everything(tmp_path / "o") == job.expected
-    monkeypatch.setattr("ipsrec_onnx.scoring.build_ranker", None)  # it is not even built
+    monkeypatch.setattr("ipsrec_onnx.scoring.open_ranker", None)  # it is not even built
     again = score(**arguments)
     assert (again.counts, again.resumed_rows) == (first.counts, 3000)
     assert crashes.everything(tmp_path / "o") == job.expected
@@ -256,9 +256,9 @@ def test_input_that_changes_meanwhile_is_refused(job: Job, tmp_path: Path, monke
     def build_and_change(*positional: Any, **named: Any) -> Any:
         rows = pq.read_table(tmp_path / "users" / "b.parquet")
         pq.write_table(pa.concat_tables([rows, rows]), tmp_path / "users" / "b.parquet")
-        return build_ranker(*positional, **named)
+        return open_ranker(*positional, **named)
 
-    monkeypatch.setattr("ipsrec_onnx.scoring.build_ranker", build_and_change)
+    monkeypatch.setattr("ipsrec_onnx.scoring.open_ranker", build_and_change)
     with pytest.raises(DataError, match=r"b\.parquet: changed while the job ran"):
         score(**job.in_folder(tmp_path / "o", source=str(tmp_path / "users")))
     assert all(name.startswith(".") for name in crashes.everything(tmp_path / "o"))  # the part of the other file
@@ -335,9 +335,9 @@ def test_what_somebody_makes_meanwhile_is_not_replaced(
             (output / "thesis.txt").write_text("mine")
         else:
             output.write_text("mine")
-        return build_ranker(*positional, **named)
+        return open_ranker(*positional, **named)
 
-    monkeypatch.setattr("ipsrec_onnx.scoring.build_ranker", build_and_disturb)
+    monkeypatch.setattr("ipsrec_onnx.scoring.open_ranker", build_and_disturb)
     with pytest.raises(DataError, match="exists already"):
         score(**arguments)
     assert ((output / "thesis.txt") if output.is_dir() else output).read_text() == "mine"
