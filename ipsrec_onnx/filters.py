@@ -58,7 +58,9 @@ def allowed_items(
         items = _item_list(catalog, allow_items)
         unknown_allow = int(np.count_nonzero(items == PADDING))
         if not len(items):
-            raise DataError(f"allow list {allow_items}: it holds no id, expected one or more; leave the option out")
+            raise DataError(
+                f"allow list {_called(allow_items)}: it holds no id, expected one or more; leave the option out"
+            )
         if unknown_allow == len(items):
             raise DataError(
                 f"allow list {_called(allow_items)}: none of its {len(items)} ids is in the model's catalog; "

@@ -236,7 +236,7 @@ def test_item_lists_may_be_ids(tmp_path: Path, rng: np.random.Generator, string_
         assert found == expected
     assert Scorer(model.path, deny_items=[]).score(users) == Scorer(model.path).score(users)
     for lists, message in (
-        ({"allow_items": []}, "allow list in memory: none of its 0 ids is in the model's catalog"),
+        ({"allow_items": []}, "allow list in memory: it holds no id, expected one or more"),
         ({"deny_items": items}, "deny list in memory: it holds every item, so none is left"),
         ({"allow_items": [1.5]}, "item list in memory: ids of type double, expected an integer or string"),
         ({"allow_items": [1 if string_ids else "x"]}, "item list in memory: ids of type .*, the catalog has"),
