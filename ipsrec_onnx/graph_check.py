@@ -23,6 +23,8 @@ from ipsrec_onnx.readable import why_unreadable
 
 _DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml")
 _REPEATING: Final = ("Loop", "Scan", "SequenceMap")  # no export has them, and they could run for ever
+# Operators of any number of inputs, each needed: ONNX Runtime 1.32 follows the null pointer of one without a name.
+_ALL_NEEDED: Final = ("Concat", "Einsum", "FeatureVectorizer", "Max", "Mean", "Min", "SequenceConstruct", "Sum")
 _DEEPEST: Final = 8  # graphs in attributes of graphs
 _MOST_FIELDS: Final = 1 << 19  # looked at in a file, some seconds; exports have ten thousand
 _MOST_DIMS: Final = 32  # axes of a tensor
@@ -30,7 +32,7 @@ _SHOWN: Final = 80  # characters of a name in a message
 
 _GRAPH, _TRAINING, _FUNCTION = 7, 20, 25  # of ModelProto
 _NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15  # of GraphProto
-_OP_TYPE, _ATTRIBUTE, _DOMAIN = 4, 5, 7  # of NodeProto
+_INPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 4, 5, 7  # of NodeProto
 _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE, _SPARSES = 5, 6, 10, 11, 22, 23  # of AttributeProto
 _DIMS, _DATA_TYPE, _SEGMENT, _NAME, _RAW_DATA, _EXTERNAL, _LOCATION = 1, 2, 3, 8, 9, 13, 14  # of TensorProto
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
@@ -136,7 +138,7 @@ def _walk(reader: _Reader) -> dict[str, tuple[int, ...]]:
 
 def _check_node(reader: _Reader, node: range) -> list[range]:
     """Check a node and the tensors in its attributes; gives the graphs in them."""
-    domain, operator = "", ""
+    domain, operator, lacks_input = "", "", False
     attributes: list[range] = []
     subgraphs: list[range] = []
     for number, value in reader.fields(node):
@@ -144,6 +146,8 @@ def _check_node(reader: _Reader, node: range) -> list[range]:
             domain = reader.text(value)
         elif number == _OP_TYPE:
             operator = reader.text(value)
+        elif number == _INPUT:
+            lacks_input |= not reader.text(value)
         elif number == _ATTRIBUTE:
             attributes.append(_message(value))
     shown = operator[:_SHOWN]
@@ -154,6 +158,8 @@ def _check_node(reader: _Reader, node: range) -> list[range]:
         )
     if operator in _REPEATING:
         raise ModelFileError(f"its graph has the operator {shown!r}, which could run for ever; export it again")
+    if operator in _ALL_NEEDED and lacks_input:
+        raise ModelFileError(f"its graph has the operator {shown!r} with an input that has no name; export it again")
     for attribute in attributes:
         for number, value in reader.fields(attribute):
             if number in (_TENSOR, _TENSORS):

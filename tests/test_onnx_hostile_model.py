@@ -175,6 +175,7 @@ def renamed(proto: onnx.ModelProto) -> None:
         (add_node("Mine", [], [], domain="a\nb\x1b[2J"), "is no ONNX model: a name at byte [0-9]+ cannot be printed"),
         (add_node("Mine", [], [], domain="x" * 5000), "is no ONNX model: a name is a number, or too long"),
         (if_node(inner_graph([helper.make_node("Mine", [], [], domain="mine")])), "operator 'Mine' of domain 'mine'"),
+        (add_node("Max", ["lengths", ""], ["longest"]), "operator 'Max' with an input that has no name"),
         (add_node("Loop", [], [], body=inner_graph()), "operator 'Loop', which could run for ever"),
         (if_node(inner_graph([helper.make_node("Scan", [], [], body=inner_graph())])), "operator 'Scan', which could"),
         (nested, "graphs lie more than 8 deep"),
