@@ -13,12 +13,7 @@ _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" by a number around 2 ** 63
 
 def resident_memory() -> int:
     """Bytes of memory that this process has now; 0 where the system does not say."""
-    return _status("VmRSS")
-
-
-def peak_memory() -> int:
-    """Bytes of memory that this process has had at most; 0 where the system does not say."""
-    return _status("VmHWM")
+    return _field(_PROC / "self" / "status", "VmRSS") or 0
 
 
 def available_memory() -> int:
@@ -57,10 +52,6 @@ def _cgroups() -> list[tuple[Path, str, str]]:
         folders = {root, inside, *(parent for parent in inside.parents if root in parent.parents)}
         found += [(folder, *names) for folder in sorted(folders)]
     return found
-
-
-def _status(name: str) -> int:
-    return _field(_PROC / "self" / "status", name) or 0
 
 
 def _field(path: Path, name: str) -> int | None:

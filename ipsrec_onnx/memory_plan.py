@@ -1,7 +1,7 @@
 """How big the chunks of a scoring job may be, so that it stays within its memory.
 
-What is there when scoring begins (the interpreter, the model, its item table) is measured. What chunks take is
-computed from how many rows, ids and candidates they have; docs/memory.md compares it with what jobs took.
+What is there when scoring begins (the interpreter, the model, its item table) is measured by the caller. What chunks
+take is computed from how many rows, ids and candidates they have; docs/memory.md compares it with what jobs took.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.machine_memory import available_memory, peak_memory, resident_memory
+from ipsrec_onnx.machine_memory import available_memory, resident_memory
 
 MOST_IDS = 1 << 20  # ids of a chunk, so that long histories do not multiply memory
 _LEAST_ROWS = 32  # one batch of the encoder
@@ -103,12 +103,15 @@ def refuse_big_model(bound: MemoryBound, *, path: str, num_bytes: int) -> None:
         raise DataError(_too_small(bound, needed, f"with model {path} of {size_in_words(num_bytes)}", ""))
 
 
-def plan_chunks(bound: MemoryBound, sizes: RowSizes, *, most_rows: int, threads: int, fewer_threads: bool) -> ChunkPlan:
-    """Choose the biggest chunks that fit, beside what the process has now.
+def plan_chunks(
+    bound: MemoryBound, sizes: RowSizes, *, held: int, most_rows: int, threads: int, fewer_threads: bool
+) -> ChunkPlan:
+    """Choose the biggest chunks that fit, beside what the process holds already.
 
     Args:
         bound: what the job may have.
         sizes: of its rows.
+        held: bytes that the process has before the first chunk.
         most_rows: users of a chunk at most, 1 or more.
         threads: workers at most.
         fewer_threads: may there be fewer?
@@ -116,13 +119,12 @@ def plan_chunks(bound: MemoryBound, sizes: RowSizes, *, most_rows: int, threads:
     Raises:
         DataError: not even the smallest chunks fit.
     """
-    before = max(resident_memory(), 0)
     for workers in range(threads, 0, -1) if fewer_threads else [threads]:
         rows, least = most_rows, _LEAST_ROWS if workers == 1 or not fewer_threads else _SMALL_ROWS
         while True:
             for waiting in (2 * workers, workers):
                 ids = max(1, MOST_IDS * rows // max(most_rows, _SMALL_ROWS))
-                peak = max(peak_memory(), before + _chunks_bytes(sizes, rows, ids, threads=workers, waiting=waiting))
+                peak = held + _chunks_bytes(sizes, rows, ids, threads=workers, waiting=waiting)
                 if peak <= bound.limit:
                     return ChunkPlan(workers, rows, ids, waiting, peak)
             if rows <= least:

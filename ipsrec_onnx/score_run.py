@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ipsrec_onnx.broken_work import broken_work
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.machine_memory import resident_memory
 from ipsrec_onnx.memory_plan import ChunkPlan, MemoryBound, RowSizes, id_bytes, plan_chunks
 from ipsrec_onnx.pipeline import ended, map_in_order
 from ipsrec_onnx.progress import JobLog
@@ -98,7 +99,8 @@ def _plan(users: Users, rules: ScoreRules, num_rows: int, *, threads: int | None
         dim=model.dim,
     )
     most_rows = rules.ranker.users_at_once(_chunk_rows(num_rows, workers))
-    return plan_chunks(bound, sizes, most_rows=most_rows, threads=workers, fewer_threads=threads is None)
+    held = resident_memory()
+    return plan_chunks(bound, sizes, held=held, most_rows=most_rows, threads=workers, fewer_threads=threads is None)
 
 
 def _chunk_rows(num_rows: int, threads: int) -> int:
