@@ -55,5 +55,7 @@ def _check_contents(array: pa.Array) -> None:
             _check_contents(array.values.slice(first, last - first))
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         array.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary()).validate(full=True)
+    elif pa.types.is_string_view(kind):
+        array.view(pa.binary_view()).validate(full=True)
     elif not pa.types.is_primitive(kind):
         array.validate(full=True)

@@ -115,7 +115,24 @@ def id_lists(column: pa.Array, *, kind: pa.DataType, where: str) -> IdLists:
     return IdLists(ids, offsets, null_lists, too_large)
 
 
-def lists_of_views(views: pa.Array) -> pa.LargeListArray:
+def cast_views(column: pa.Array, plain: pa.DataType, *, where: str) -> pa.Array:
+    """Bring a column, which may be broken, to its type without string views.
+
+    Args:
+        column: of any type.
+        plain: what ids.without_views gives for it.
+        where: file and column, for the message.
+
+    Raises:
+        DataError: offsets, indices or buffers are broken; a cast would follow them.
+    """
+    if column.type == plain:
+        return column
+    refuse_broken(column, where=where)
+    return (_lists_of_views(column) if _is_list_view(column.type) else column).cast(plain)
+
+
+def _lists_of_views(views: pa.Array) -> pa.LargeListArray:
     """Make lists of sound list views; a null stays one, and has no values.
 
     Not by casting: with pyarrow 26 that reads behind the offsets of the views, and gives a wrong last one.
@@ -126,15 +143,15 @@ def lists_of_views(views: pa.Array) -> pa.LargeListArray:
     return pa.LargeListArray.from_arrays(pa.array(offsets), views.flatten(), mask=pa.array(null_lists))
 
 
-def is_list_view(arrow_type: pa.DataType) -> bool:
+def _is_list_view(arrow_type: pa.DataType) -> bool:
     """Is it one of the two kinds of list views?"""
     return bool(pa.types.is_list_view(arrow_type) or pa.types.is_large_list_view(arrow_type))
 
 
 def _end_to_end(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """Values of sound lists end to end, and the offsets of the lists, from 0; a null list may have some, too."""
-    if is_list_view(column.type):
-        column = lists_of_views(column)
+    if _is_list_view(column.type):
+        column = _lists_of_views(column)
     elif pa.types.is_fixed_size_list(column.type):
         column = column.cast(pa.large_list(column.type.value_type))
     offsets = column.offsets.to_numpy().astype(np.int64)

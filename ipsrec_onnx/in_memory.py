@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ipsrec_onnx.arrow_check import refuse_broken
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import without_views
 from ipsrec_onnx.user_chunks import UserChunk
@@ -42,17 +43,21 @@ def arrow_ids(ids: Ids, *, where: str) -> pa.Array:
     """Give some ids as one Arrow array of the type that they have; nulls stay, views go, and [] has type null.
 
     Raises:
-        DataError: they are one string, or Arrow has no type for them all.
+        DataError: they are one string, a broken array, or Arrow has no type for them all.
     """
     if isinstance(ids, str | bytes):
         raise DataError(f"{where}: found one {type(ids).__name__}, expected a list of ids; put it into a list")
     try:
-        if isinstance(ids, pa.Array):
+        if isinstance(
+            ids, pa.Array | pa.ChunkedArray
+        ):  # as it is: Arrow's C interface does not say how long buffers are
             array = ids
-        elif hasattr(ids, "__arrow_c_stream__"):
-            array = pa.chunked_array(ids).combine_chunks()
         else:
-            array = pa.array(ids)
+            array = pa.chunked_array(ids) if hasattr(ids, "__arrow_c_stream__") else pa.array(ids)
+        if hasattr(ids, "__arrow_c_stream__") or hasattr(ids, "__arrow_c_array__"):  # else it is Arrow's own work
+            refuse_broken(array, where=where)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
         plain = without_views(array.type)
         return array if plain == array.type else array.cast(plain)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

@@ -13,6 +13,7 @@ from ipsrec_onnx.candidates import Layout
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
+from ipsrec_onnx.id_lists import cast_views
 from ipsrec_onnx.in_memory import PLACE, Ids, arrow_table, table_chunks
 from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.one_user import UserList, score_user
@@ -144,7 +145,7 @@ class Scorer:
         schema = selected_schema(whole.schema, columns, where=PLACE)
         check_id_kinds(schema, columns, self._ranker.model.catalog, where=PLACE)
         rules = build_rules(self._ranker, self._options, columns=columns, schema=schema, metadata=None)
-        return self._score(whole.select(columns.names).cast(schema), rules)
+        return self._score(_plain_columns(whole, schema), rules)
 
     def score_one(
         self,
@@ -208,3 +209,18 @@ class Scorer:
             TypeError: always.
         """
         raise TypeError("a Scorer is not pickled, for it holds an open model; make one in each process")
+
+
+def _plain_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema that selected_schema gave, without string views; a table from elsewhere may be broken."""
+    columns = [
+        pa.chunked_array(
+            [
+                cast_views(chunk, field.type, where=f"{PLACE}, column {field.name}")
+                for chunk in table[field.name].chunks
+            ],
+            field.type,
+        )
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

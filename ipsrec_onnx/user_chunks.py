@@ -11,10 +11,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipsrec_onnx.arrow_check import refuse_broken
 from ipsrec_onnx.broken_work import describe_error
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.id_lists import is_list_view, lists_of_views
+from ipsrec_onnx.id_lists import cast_views
 from ipsrec_onnx.memory_plan import MOST_IDS
 from ipsrec_onnx.users import Users, UsersFile, footer_sha256, open_parquet
 
@@ -132,7 +131,8 @@ def _read_row_group(
     with _readable(place):
         for batch in parquet.iter_batches(batch_rows, row_groups=[row_group], columns=names, use_threads=False):
             columns = [
-                _cast(batch[name], users.schema.field(name).type, where=f"{place}, column {name}") for name in names
+                cast_views(batch[name], users.schema.field(name).type, where=f"{place}, column {name}")
+                for name in names
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=users.schema)
 
@@ -151,13 +151,3 @@ def _readable(place: str) -> Iterator[None]:
         raise describe_error(error, where=place) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: cannot be read ({error}); the file is broken, write it again") from error
-
-
-def _cast(column: pa.Array, wanted: pa.DataType, *, where: str) -> pa.Array:
-    """Bring a column to the type that users.open_users chose for it."""
-    if column.type == wanted:
-        return column
-    if is_list_view(column.type):
-        refuse_broken(column, where=where)
-        column = lists_of_views(column)
-    return column.cast(wanted)

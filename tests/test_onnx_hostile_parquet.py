@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from model_files import write_model_file
 
+from ipsrec_onnx import Scorer
 from ipsrec_onnx.arrow_check import refuse_broken
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.filters import allowed_items
@@ -228,6 +229,8 @@ def test_a_null_list_may_have_a_range_of_its_own(string_ids: bool) -> None:
 
 def test_strings_that_are_no_utf8_are_no_broken_array() -> None:
     refuse_broken(strings([0, 2], data=b"\xff\xfe", around=in_lists), where="here")
+    views = pa.array([b"\xff\xfe", b"more than twelve bytes \xff"], pa.binary_view()).view(pa.string_view())
+    refuse_broken(in_lists(views), where="here")
 
 
 def test_the_cost_of_a_slice_is_that_of_the_slice() -> None:
@@ -270,6 +273,53 @@ def test_a_broken_chunk_is_refused_by_the_worker(users: Path, column: str, broke
     columns = {name: chunk.rows[name] for name in chunk.rows.schema.names} | {column: broken}
     with pytest.raises(DataError, match=message):
         score_chunk(replace(chunk, rows=pa.RecordBatch.from_pydict(columns)), rules)
+
+
+VIEWS_THAT_LEAVE = BROKEN_STRINGS["views that leave their bytes"]
+VIEWS_IN_VIEWS = pa.ListViewArray.from_arrays(
+    pa.array([0], pa.int32()), pa.array([1], pa.int32()), VIEWS_THAT_LEAVE.values
+)
+
+
+@pytest.mark.parametrize(
+    ("string_ids", "column", "broken"),
+    [
+        (False, "item_history", BROKEN_INTS["offsets fall"]),
+        (False, "item_history", BROKEN_INTS["list views that leave the values"]),
+        (True, "item_history", BROKEN_STRINGS["strings that leave their bytes"]),
+        (True, "item_history", VIEWS_THAT_LEAVE),
+        (True, "item_history", VIEWS_IN_VIEWS),
+        (True, "user_id", VIEWS_THAT_LEAVE.values),
+    ],
+)
+def test_a_broken_table_is_refused_before_it_is_cast(
+    tmp_path: Path, string_ids: bool, column: str, broken: pa.Array
+) -> None:
+    scorer = Scorer(write_model_file(tmp_path / "model.onnx", string_ids=string_ids).path)
+    sound = pa.array([[]] * len(broken), pa.list_(pa.string() if string_ids else pa.int64()))
+    table = pa.table({"user_id": pa.array(range(len(broken))), "item_history": sound} | {column: broken})
+    with pytest.raises(DataError, match=f"^table, column {column}: the column is broken"):
+        scorer.score(table)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        SHORT,
+        claiming(pa.array([str(number) for number in range(1009)])),
+        strings([0, 900, 3]),
+        strings([0, 900, 3], large=False),
+        dictionary([0, 9], pa.array(["a", "b"])),
+        VIEWS_THAT_LEAVE.values,
+    ],
+    ids=["values", "many strings", "strings", "strings of 32 bits", "dictionary", "views"],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_broken_ids_of_one_user_are_refused(tmp_path: Path, broken: pa.Array, chunked: bool) -> None:
+    string_ids = not pa.types.is_integer(broken.type)
+    scorer = Scorer(write_model_file(tmp_path / "model.onnx", string_ids=string_ids).path)
+    with pytest.raises(DataError, match=r"^user, item_history: the column is broken"):
+        scorer.score_one(pa.chunked_array([broken]) if chunked else broken)
 
 
 def test_the_table_of_string_ids_is_not_asked_with_broken_offsets() -> None:

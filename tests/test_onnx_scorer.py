@@ -129,6 +129,19 @@ def test_frames_of_other_libraries_are_tables(tmp_path: Path, rng: np.random.Gen
     assert given(users.to_pandas()) == expected
 
 
+@pytest.mark.parametrize("make", [pa.list_, pa.list_view, pa.large_list_view])
+def test_lists_of_string_views_are_lists_of_strings(tmp_path: Path, make: Any) -> None:
+    model = write_model_file(tmp_path / "m.onnx", string_ids=True)
+    ids = model.catalog.item_ids.to_pylist()
+    rows = [ids[:3], None, [], ["an id of more than twelve bytes"], ids[5:7]]
+    scorer = Scorer(model.path, bad_rows="divert")
+    expected = scorer.score(pa.table({"user_id": range(5), "item_history": pa.array(rows)}))
+    views = pa.array(rows, make(pa.string_view()))
+    found = scorer.score(pa.table({"user_id": range(5), "item_history": pa.chunked_array([views[:2], views[2:]])}))
+    assert found.candidates.equals(expected.candidates)
+    assert found.counts == expected.counts
+
+
 def test_eight_threads_share_one_scorer(model: TinyModel, users: pa.Table) -> None:
     scorer = Scorer(model.path, top_k=10, threads=2)
     tables = [users.slice(first, 40) for first in range(0, 100, 5)]
