@@ -10,6 +10,8 @@ import pyarrow.fs as pafs
 
 from ipsrec_onnx.atomic import follow_link, refuse_existing
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.onnx_proto import external_data_files
+from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.users import Users
 
 _PART_NAME = re.compile(r"part-\d{5,}-\d{12,}\.parquet")  # as score_outputs.part_name gives it
@@ -118,7 +120,7 @@ def refuse_inputs(
     """
     inputs = [
         ("the model file", model),
-        ("the model's external data", f"{model}.data"),
+        *(("the model's external data", Path(model).parent / name) for name in _external_data(model)),
         ("the allow list", allow_items),
         ("the deny list", deny_items),
     ]
@@ -130,6 +132,11 @@ def refuse_inputs(
                 raise DataError(f"output {output} is {name}; choose another name")
             if path is not None and targets.as_folder and Path(path).resolve().is_relative_to(output.resolve()):
                 raise DataError(f"output {output}: {name} lies in it; choose another name")
+
+
+def _external_data(model: str | Path) -> list[str]:
+    """Files beside a model that its graph names; none where it cannot be read, for whoever opens it will say why."""
+    return external_data_files(model) if why_unreadable(Path(model)) is None else []
 
 
 def _same_file(output: Path, path: str | Path) -> bool:

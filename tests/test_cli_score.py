@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,6 +144,17 @@ def with_copy(source: str, target: str, *options: str) -> Prepare:
     return prepare
 
 
+def with_external_data(name: str, *options: str) -> Prepare:
+    """Move the weights of the model file to one beside it."""
+
+    def prepare(folder: Path, model: TinyModel) -> list[str]:
+        proto = onnx.load(model.path)
+        onnx.save_model(proto, model.path, save_as_external_data=True, location=name, size_threshold=0)
+        return [option.replace("{folder}", str(folder)) for option in options]
+
+    return prepare
+
+
 def with_item_lists(**counts: int) -> Prepare:
     """Allow or deny so many items, the first of the catalog."""
 
@@ -243,8 +255,12 @@ REFUSALS: dict[str, tuple[Prepare, str]] = {
         "output {folder}/model.onnx is the model file; choose another name",
     ),
     "output is the model's data": (
-        with_file("model.onnx.data", "", "--output", "{folder}/model.onnx.data", "--overwrite"),
-        "model.onnx.data is the model's external data",
+        with_external_data("model.onnx.0a1b.data", "--output", "{folder}/model.onnx.0a1b.data", "--overwrite"),
+        "model.onnx.0a1b.data is the model's external data",
+    ),
+    "report is the model's data": (
+        with_external_data("weights", "--report", "{folder}/weights", "--overwrite"),
+        "weights is the model's external data",
     ),
     "output is the allow list": (
         with_file("a.txt", "1", "--allow-items", "{folder}/a.txt", "--output", "{folder}/a.txt", "--overwrite"),
