@@ -265,18 +265,25 @@ def _find_files(source: str | Path) -> tuple[pafs.FileSystem, str, list[str]]:
             )
         if info.type == pafs.FileType.File:
             return file_system, root, [root]
-        inside = file_system.get_file_info(pafs.FileSelector(root, recursive=True))
+        return file_system, root, _parquet_files(file_system, root)
+    except UnicodeError as error:
+        raise DataError(
+            f"input {source}: its name, or that of a file in it, is no UTF-8 ({error}); rename the file"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"input {source}: cannot be opened ({error}); check the path or URI") from error
+
+
+def _parquet_files(file_system: pafs.FileSystem, folder: str) -> list[str]:
+    """Paths below a folder, in the order of their names."""
     # Names that begin with a dot or an underscore are other tools' notes (_SUCCESS, _metadata) or unfinished files.
-    paths = [
+    return sorted(
         entry.path
-        for entry in inside
+        for entry in file_system.get_file_info(pafs.FileSelector(folder, recursive=True))
         if entry.type == pafs.FileType.File
         and entry.extension == "parquet"
-        and not any(part.startswith((".", "_")) for part in entry.path[len(root) :].split("/"))
-    ]
-    return file_system, root, sorted(paths)
+        and not any(part.startswith((".", "_")) for part in entry.path[len(folder) :].split("/"))
+    )
 
 
 def present_columns(columns: UserColumns, schema: pa.Schema, *, where: str) -> UserColumns:

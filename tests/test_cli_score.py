@@ -232,6 +232,10 @@ REFUSALS: dict[str, tuple[Prepare, str]] = {
     ),
     "input is a pipe": (with_pipe("--input"), "pipe: it is a pipe or a device, expected a Parquet file"),
     "input is a device": (with_options("--input", "/dev/null"), "input /dev/null: it is a pipe or a device"),
+    "input of a name that is no UTF-8": (
+        with_copy("users.parquet", os.fsdecode(b"\xff.parquet"), "--input", "{folder}"),
+        "input {folder}: its name, or that of a file in it, is no UTF-8",
+    ),
     "unknown URI": (with_options("--input", "gopher://x/y"), "input gopher://x/y: cannot be opened"),
     "no such model": (with_options("--model", "{folder}/none.onnx"), "none.onnx: there is no such file"),
     "no model": (with_options("--model", "{folder}/users.parquet"), "users.parquet is no ONNX model"),
