@@ -140,7 +140,6 @@ def _check_node(reader: _Reader, node: range) -> list[range]:
     """Check a node and the tensors in its attributes; gives the graphs in them."""
     domain, operator, lacks_input = "", "", False
     attributes: list[range] = []
-    subgraphs: list[range] = []
     for number, value in reader.fields(node):
         if number == _DOMAIN:
             domain = reader.text(value)
@@ -160,14 +159,23 @@ def _check_node(reader: _Reader, node: range) -> list[range]:
         raise ModelFileError(f"its graph has the operator {shown!r}, which could run for ever; export it again")
     if operator in _ALL_NEEDED and lacks_input:
         raise ModelFileError(f"its graph has the operator {shown!r} with an input that has no name; export it again")
-    for attribute in attributes:
-        for number, value in reader.fields(attribute):
-            if number in (_TENSOR, _TENSORS):
-                _check_tensor(reader, _message(value), may_be_outside=False)
-            elif number in (_SUBGRAPH, _SUBGRAPHS):
-                subgraphs.append(_message(value))
-            elif number in (_SPARSE, _SPARSES):
-                raise _sparse()
+    return [subgraph for attribute in attributes for subgraph in _check_attribute(reader, attribute)]
+
+
+def _check_attribute(reader: _Reader, attribute: range) -> list[range]:
+    """Check the tensors in an attribute of a node; gives the graphs in it."""
+    subgraphs: list[range] = []
+    has_tensor = False
+    for number, value in reader.fields(attribute):
+        if number == _TENSOR and has_tensor:  # protobuf joins the two: to a shape larger than their bytes
+            raise BrokenMessageError("an attribute has two tensors in the place of one")
+        if number in (_TENSOR, _TENSORS):
+            _check_tensor(reader, _message(value), may_be_outside=False)
+            has_tensor |= number == _TENSOR
+        elif number in (_SUBGRAPH, _SUBGRAPHS):
+            subgraphs.append(_message(value))
+        elif number in (_SPARSE, _SPARSES):
+            raise _sparse()
     return subgraphs
 
 

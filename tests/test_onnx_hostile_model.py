@@ -341,6 +341,20 @@ def test_an_operator_behind_a_group_is_seen(tmp_path: Path) -> None:
     refused(path, "is no ONNX model")
 
 
+def test_an_attribute_of_two_tensors_is_refused(tmp_path: Path) -> None:
+    """Protobuf joins them: two of shape (1000,) make one of shape (1000, 1000)."""
+    path = tmp_path / "model.onnx"
+    write_model_file(path)
+    whole = path.read_bytes()
+    value = AttributeProto(t=numpy_helper.from_array(np.zeros(1000, np.float32))).SerializeToString()
+    for attribute in (value, value * 2):
+        node = helper.make_node("Constant", [], ["more"]).SerializeToString() + message(5, attribute)
+        path.write_bytes(whole + message(7, message(1, node)))
+        if attribute is value:
+            check_graph(path)
+    refused(path, "an attribute has two tensors in the place of one")
+
+
 def test_a_graph_of_endless_small_parts_is_given_up(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x3a" + varint(2_000_000) + b"\x0a\x00" * 1_000_000)
@@ -353,6 +367,10 @@ def varint(number: int) -> bytes:
         found.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*found, number])
+
+
+def message(field: int, content: bytes) -> bytes:
+    return varint(8 * field + 2) + varint(len(content)) + content
 
 
 def test_a_name_that_ends_in_ort_is_no_other_format(tmp_path: Path) -> None:
