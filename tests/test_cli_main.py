@@ -52,6 +52,17 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
     assert "Usage:" in capsys.readouterr().err
 
 
+def test_a_name_with_a_line_break_leaves_a_refusal_in_one_line(tmp_path, capsys, monkeypatch):
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "two\nlines.parquet")
+
+    monkeypatch.setattr("ipsrec_onnx.doctor.doctor", gone)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("ipsrec: two lines.parquet: No such file or directory; is it")
+
+
 def start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from ipsrec_cli.main import main; main()", *map(str, arguments)]
     return subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -136,10 +136,12 @@ def _refusal(error: Exception) -> str:
     from ipsrec_onnx.versions import how_to_install
 
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
-        return f"{error.name} is not installed; mend it with: {how_to_install(EXTRA_OF[error.name])}"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}; is it still there, and may you use it?"
-    return " ".join(str(error if isinstance(error, IpsrecError) else describe_error(error, where="")).split())
+        said = f"{error.name} is not installed; mend it with: {how_to_install(EXTRA_OF[error.name])}"
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        said = f"{error.filename}: {error.strerror}; is it still there, and may you use it?"
+    else:
+        said = str(error if isinstance(error, IpsrecError) else describe_error(error, where=""))
+    return " ".join(said.split())  # names of files may have line breaks
 
 
 EXTRA_OF = {
