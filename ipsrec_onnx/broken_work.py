@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ipsrec_onnx.errors import DefectError, IpsrecError, OutOfMemoryError
-
-if TYPE_CHECKING:
-    from ipsrec_onnx.user_chunks import UserChunk
 
 TRACEBACK_VARIABLE = "IPSREC_TRACEBACK"  # set to anything, the command line shows where an error comes from
 
 
 @contextlib.contextmanager
-def broken_work(chunk: UserChunk) -> Iterator[None]:
-    """Name the chunk of users that was worked on.
+def broken_work(where: str) -> Iterator[None]:
+    """Name what the block works on where it breaks down.
 
     Raises:
         OutOfMemoryError: memory ran out.
@@ -27,8 +23,7 @@ def broken_work(chunk: UserChunk) -> Iterator[None]:
     except IpsrecError:
         raise
     except Exception as error:
-        rows = f"rows {chunk.first_row} to {chunk.first_row + chunk.rows.num_rows - 1}"
-        raise describe_error(error, where=f"{chunk.where()}, {rows}") from error
+        raise describe_error(error, where=where) from error
 
 
 def describe_error(error: Exception, *, where: str) -> IpsrecError:

@@ -68,7 +68,7 @@ def score_users(
         users_done=counts.rows_in,
     )
     chunks = _timed(read_chunks(users, missing, chunk_rows=plan.rows, chunk_ids=plan.ids), times)
-    work = functools.partial(_score_chunk, rules=rules)
+    work = functools.partial(score_named_chunk, rules=rules)
     scored = map_in_order(work, chunks, threads=plan.threads, waiting=plan.waiting)
     with (
         ended(scored),
@@ -79,6 +79,16 @@ def score_users(
             advance(written.rows_in)
     _check_account(users, counts)
     return counts
+
+
+def score_named_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
+    """Score one chunk; an exception that nobody raised on purpose names it.
+
+    Raises:
+        IpsrecError: as score_chunk, or as broken_work.
+    """
+    with broken_work(f"{chunk.where()}, rows {chunk.first_row} to {chunk.first_row + chunk.rows.num_rows - 1}"):
+        return score_chunk(chunk, rules)
 
 
 def group_rows(rules: ScoreRules) -> int:
@@ -106,12 +116,6 @@ def _plan(users: Users, rules: ScoreRules, num_rows: int, *, threads: int | None
 def _chunk_rows(num_rows: int, threads: int) -> int:
     """Users of a chunk: many, for full batches, but so few that all threads have work until the end."""
     return min(CHUNK_ROWS, max(_LEAST_CHUNK_ROWS, num_rows // (threads * _CHUNKS_PER_THREAD)))
-
-
-def _score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
-    """Score one chunk; an exception that nobody raised on purpose names it."""
-    with broken_work(chunk):
-        return score_chunk(chunk, rules)
 
 
 def _timed(chunks: Iterator[UserChunk], times: StageTimes) -> Iterator[UserChunk]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 
+from ipsrec_onnx.broken_work import broken_work
 from ipsrec_onnx.candidates import Layout
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.encoding import EncoderName
@@ -16,14 +17,15 @@ from ipsrec_onnx.filters import allowed_items
 from ipsrec_onnx.id_lists import cast_views
 from ipsrec_onnx.in_memory import PLACE, Ids, arrow_table, table_chunks
 from ipsrec_onnx.model_file import open_model_file
+from ipsrec_onnx.one_user import PLACE as USER
 from ipsrec_onnx.one_user import UserList, score_user
 from ipsrec_onnx.pipeline import map_in_order
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_options import ScoreOptions, check_positive
 from ipsrec_onnx.score_rules import build_rules, open_ranker
-from ipsrec_onnx.score_run import CHUNK_ROWS
-from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems, score_chunk
+from ipsrec_onnx.score_run import CHUNK_ROWS, score_named_chunk
+from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.users import UserColumns, check_id_kinds, present_columns, selected_schema
 
@@ -139,6 +141,7 @@ class Scorer:
         Raises:
             DataError: the table is not as the contract asks, or the options refuse a row; says which.
             ModelFileError: the graph fails, or gives NaN or infinity.
+            OutOfMemoryError: memory ran out.
         """
         whole = arrow_table(table)
         columns = present_columns(self._columns, whole.schema, where=PLACE)
@@ -171,6 +174,7 @@ class Scorer:
         Raises:
             DataError: a malformed list, for which there is no place aside, or one that the options refuse.
             ModelFileError: the graph fails, or gives NaN or infinity.
+            OutOfMemoryError: memory ran out.
             ValueError: top_k is below 1.
         """
         check_positive("top_k", top_k)
@@ -179,20 +183,21 @@ class Scorer:
             ranker = replace(ranker, top_k=min(top_k, ranker.model.catalog.num_items))
         if keep_seen is not None:
             ranker = replace(ranker, keep_seen=keep_seen)
-        return score_user(
-            ranker,
-            item_history,
-            provider_history,
-            candidates,
-            unknown_items=self._options.unknown_items,
-            cold_users=self._options.cold_users,
-        )
+        with broken_work(USER):
+            return score_user(
+                ranker,
+                item_history,
+                provider_history,
+                candidates,
+                unknown_items=self._options.unknown_items,
+                cold_users=self._options.cold_users,
+            )
 
     def _score(self, rows: pa.Table, rules: ScoreRules) -> Scored:
         """Score the rows chunk by chunk, on the caller's thread where one is enough."""
         fair = max(_LEAST_CHUNK_ROWS, -(-rows.num_rows // self._threads))
         chunks = list(table_chunks(rows, most_rows=self._ranker.users_at_once(min(CHUNK_ROWS, fair))))
-        score_rows = functools.partial(score_chunk, rules=rules)
+        score_rows = functools.partial(score_named_chunk, rules=rules)
         threads = min(self._threads, len(chunks))
         scored = list(map(score_rows, chunks) if threads < 2 else map_in_order(score_rows, chunks, threads=threads))
         dead = pa.concat_tables([rules.dead_letter_schema.empty_table(), *(chunk.dead_letters for chunk in scored)])

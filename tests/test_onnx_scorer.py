@@ -20,7 +20,7 @@ from model_files import TinyModel, write_model_file
 from test_onnx_scoring import bad_users, random_users
 
 from ipsrec_onnx import Scorer
-from ipsrec_onnx.errors import DataError, ExecutionProviderError, IpsrecError, ModelFileError
+from ipsrec_onnx.errors import DataError, ExecutionProviderError, IpsrecError, ModelFileError, OutOfMemoryError
 from ipsrec_onnx.scoring import score
 
 
@@ -316,6 +316,22 @@ def test_one_user_is_refused_with_what_is_wrong(model: TinyModel) -> None:
             scorer.score_one(*lists[:2], candidates=candidates)
     with pytest.raises(ValueError, match="top_k is 0, expected 1 or more"):
         scorer.score_one([item], top_k=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_that_breaks_down_says_where_as_in_a_job(
+    model: TinyModel, users: pa.Table, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise MemoryError("malloc of size 99 failed")
+
+    scorer = Scorer(model.path, threads=threads)
+    monkeypatch.setattr("ipsrec_onnx.scored_chunk.rank_users", broken)
+    monkeypatch.setattr("ipsrec_onnx.one_user.rank_users", broken)
+    with pytest.raises(OutOfMemoryError, match=r"^table, rows 0 to \d+: memory ran out \(MemoryError: malloc of size"):
+        scorer.score(pa.concat_tables([users] * 8))
+    with pytest.raises(OutOfMemoryError, match=r"^user: memory ran out \(MemoryError: malloc of size 99 failed\)"):
+        scorer.score_one([])
 
 
 def test_a_scorer_is_not_pickled(model: TinyModel) -> None:
