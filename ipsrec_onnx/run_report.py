@@ -92,9 +92,9 @@ def run_figures(
     Raises:
         DataError: the candidates cannot be read.
     """
+    ended = datetime.now(UTC)  # what comes now looks back, and is no part of the job
     files = sorted(targets.candidates.glob("part-*.parquet")) if targets.as_folder else [targets.candidates]
     statistics = candidate_statistics(files, model.catalog, any_cold=report.counts.cold_users > 0)
-    ended = datetime.now(UTC)
     return {
         "what": {
             "model": {
