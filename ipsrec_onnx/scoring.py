@@ -21,13 +21,13 @@ import numpy as np
 from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
 from ipsrec_onnx.candidates import Layout
 from ipsrec_onnx.encoding import EncoderName
-from ipsrec_onnx.filters import allowed_items
+from ipsrec_onnx.filters import AllowedItems, allowed_items
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.job_description import describe_job
 from ipsrec_onnx.job_folder import JobFolder, open_job_folder, refuse_unfinished_job, remove_finished_job
 from ipsrec_onnx.manifest import account, manifest_of, read_manifest
 from ipsrec_onnx.memory_plan import MemoryBound, memory_bound, refuse_big_model
-from ipsrec_onnx.model_file import model_file_bytes, model_file_sha256, open_model_file
+from ipsrec_onnx.model_file import ModelFile, model_file_bytes, model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs, refuse_report
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.retrieval import ColdUsers
@@ -116,8 +116,7 @@ def score(
 
     Raises:
         DataError: an input is not as the contract asks, the output cannot be written, or the job does not fit into its
-            memory. Nothing is left behind but the
-            parts that are done, for resume.
+            memory. Nothing is left behind but the parts that are done, for resume.
         ModelFileError: the model file cannot be used.
         ExecutionProviderError: the device is not there.
         ModuleNotFoundError: faiss, which approximate needs, is not installed.
@@ -141,19 +140,13 @@ def score(
     check_positive("max_memory", max_memory)
     bound = memory_bound(max_memory)
     targets = output_paths(output, bad_rows=bad_rows == "divert")
-    refuse_outputs(targets, overwrite=overwrite or resume)
-    if report is not None:
-        refuse_report(report, targets, overwrite=overwrite or resume)
-        refuse_without_libraries(report)
-    if not (resume or overwrite):
-        refuse_unfinished_job(targets)
+    _refuse_early(targets, report, resume=resume, overwrite=overwrite)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
     refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items, report=report)
     refuse_big_model(bound, path=str(model), num_bytes=model_file_bytes(model))
     model_file = open_model_file(model, device=device)
-    catalog = model_file.catalog
-    check_id_kinds(users.schema, users.columns, catalog, where=users.files[0].path)
-    items = allowed_items(catalog, allow_items=allow_items, deny_items=deny_items)
+    check_id_kinds(users.schema, users.columns, model_file.catalog, where=users.files[0].path)
+    items = allowed_items(model_file.catalog, allow_items=allow_items, deny_items=deny_items)
     sha256 = model_file_sha256(model)
     description = describe_job(
         users, model_sha256=sha256, options=asdict(options), allowed=items.allowed, as_folder=targets.as_folder
@@ -169,71 +162,56 @@ def score(
         options=asdict(options),
         resume=resume,
     )
-    work = _finished_work(targets, description) if resume else None
+    job = _Job(
+        options=options,
+        targets=targets,
+        users=users,
+        model_file=model_file,
+        sha256=sha256,
+        items=items,
+        description=description,
+        bound=bound,
+        threads=threads,
+        overwrite=overwrite,
+        log=log,
+        started=started,
+    )
+    work = _finished_work(job) if resume else None
     if work is None:
         with open_job_folder(targets, description, resume=resume, overwrite=overwrite) as folder:
-            complete = folder.manifest()
-            if complete is not None:
-                work = _work_of(complete, targets)
-                folder.finish(overwrite=overwrite)
-            else:
-                refuse_outputs(targets, overwrite=overwrite)
-                ranker = open_ranker(model_file, options, items, index_cache=index_cache)
-                made_by = {
-                    "ipsrec.model_sha256": sha256,
-                    "ipsrec.options": json.dumps({**asdict(options), "allowed_items": items.num_allowed}),
-                }
-                rules = build_rules(ranker, options, columns=users.columns, schema=users.schema, metadata=made_by)
-                recall = None
-                if approximate is not None:
-                    index, recall = choose_recall(rules.ranker, _first_histories(users, rules), target=approximate)
-                    rules = replace(rules, ranker=replace(rules.ranker, approximate=index))
-                    log.note(recall.in_words())
-                start_s = time.perf_counter() - started
-                work = _do_work(
-                    folder,
-                    users,
-                    rules,
-                    description,
-                    recall=recall,
-                    threads=threads,
-                    bound=bound,
-                    overwrite=overwrite,
-                    log=log,
-                )
-                work = replace(work, start_s=start_s)
-    wall_s = time.perf_counter() - started
-    done = ScoreReport(
-        output=str(output),
-        manifest=str(targets.manifest),
-        bad_rows=None if targets.bad_rows is None else str(targets.bad_rows),
-        model_sha256=sha256,
-        counts=work.counts,
-        resumed_rows=work.resumed_rows,
-        allowed_items=items.num_allowed,
-        unknown_allow_items=items.unknown_allow_items,
-        unknown_deny_items=items.unknown_deny_items,
-        approximate=work.recall,
-        cpu_s=work.cpu_s,
-        start_s=work.start_s,
-        wall_s=wall_s,
-        users_per_s=(work.counts.rows_in - work.resumed_rows) / wall_s,
-    )
+            work = _whole_work(folder, job)
+            if work is None:
+                work = _do_work(folder, job, index_cache=index_cache)
+    done = _account_of(job, work, output=str(output))
     if report is not None:
-        figures = run_figures(
-            done,
-            model=model_file,
-            users=users,
-            targets=targets,
-            allowed=items.allowed,
-            options=asdict(options),
-            versions=description["versions"],
-            samples=work.samples,
-        )
-        write_run_report(report, figures, overwrite=overwrite or resume)
-        done = replace(done, report=str(report), report_s=time.perf_counter() - started - wall_s)
+        done = _with_report(done, report, job, work, overwrite=overwrite or resume)
     log.event("job_done", **done.to_json())
     return done
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is to be done, opened and checked.
+
+    Attributes:
+        sha256: of the model file.
+        items: that may be recommended.
+        description: of the job, as describe_job gave it.
+        started: by time.perf_counter.
+    """
+
+    options: ScoreOptions
+    targets: OutputPaths
+    users: Users
+    model_file: ModelFile
+    sha256: str
+    items: AllowedItems
+    description: dict[str, Any]
+    bound: MemoryBound
+    threads: int | None
+    overwrite: bool
+    log: JobLog
+    started: float
 
 
 @dataclass(frozen=True)
@@ -248,13 +226,37 @@ class _Work:
     samples: list[tuple[float, int]] = field(default_factory=list)
 
 
-def _finished_work(targets: OutputPaths, description: dict[str, Any]) -> _Work | None:
-    """What a finished job of this description has done; None where the results are not its."""
-    manifest = read_manifest(targets)
-    if manifest is None or manifest["job"] != description:
+def _refuse_early(targets: OutputPaths, report: str | Path | None, *, resume: bool, overwrite: bool) -> None:
+    """Say before anything is opened that the results could not be written, or that another job is in the way.
+
+    Raises:
+        DataError: so it is.
+    """
+    refuse_outputs(targets, overwrite=overwrite or resume)
+    if report is not None:
+        refuse_report(report, targets, overwrite=overwrite or resume)
+        refuse_without_libraries(report)
+    if not (resume or overwrite):
+        refuse_unfinished_job(targets)
+
+
+def _finished_work(job: _Job) -> _Work | None:
+    """What this job has done if its results are all there; None where they are not its."""
+    manifest = read_manifest(job.targets)
+    if manifest is None or manifest["job"] != job.description:
         return None
-    remove_finished_job(targets, description)
-    return _work_of(manifest, targets)
+    remove_finished_job(job.targets, job.description)
+    return _work_of(manifest, job.targets)
+
+
+def _whole_work(folder: JobFolder, job: _Job) -> _Work | None:
+    """Where all but the names of the files is done, give them their names; None where there is work to do."""
+    manifest = folder.manifest()
+    if manifest is None:
+        return None
+    work = _work_of(manifest, job.targets)
+    folder.finish(overwrite=job.overwrite)
+    return work
 
 
 def _work_of(manifest: dict[str, Any], targets: OutputPaths) -> _Work:
@@ -263,35 +265,83 @@ def _work_of(manifest: dict[str, Any], targets: OutputPaths) -> _Work:
     return _Work(counts, resumed_rows=counts.rows_in, recall=recall)
 
 
-def _do_work(
-    folder: JobFolder,
-    users: Users,
-    rules: ScoreRules,
-    description: dict[str, Any],
-    *,
-    recall: Recall | None,
-    threads: int | None,
-    bound: MemoryBound,
-    overwrite: bool,
-    log: JobLog,
-) -> _Work:
-    """Score what is not done, and give the results their names."""
+def _do_work(folder: JobFolder, job: _Job, *, index_cache: str | Path | None) -> _Work:
+    """Lay out the items, score what is not done, and give the results their names."""
+    refuse_outputs(job.targets, overwrite=job.overwrite)
+    users = job.users
+    rules, recall = _open_rules(job, index_cache=index_cache)
+    start_s = time.perf_counter() - job.started
     parts = plan_parts(users)
     outputs = ScoreOutputs(
         folder, parts, RowSchemas(rules.schema, group_rows(rules), rules.dead_letter_schema, CHUNK_ROWS)
     )
     resumed_rows = sum(counts.rows_in for counts in outputs.done.values())
-    counts = score_users(users, rules, parts, outputs, threads=threads, bound=bound, log=log)
+    counts = score_users(users, rules, parts, outputs, threads=job.threads, bound=job.bound, log=job.log)
     with outputs.times.stage("write"):
-        manifest = manifest_of(folder, users, parts, job=description, counts=counts, recall=recall)
-        folder.commit(manifest, overwrite=overwrite)
+        manifest = manifest_of(folder, users, parts, job=job.description, counts=counts, recall=recall)
+        folder.commit(manifest, overwrite=job.overwrite)
     return _Work(
         counts,
         resumed_rows,
         recall=recall,
         cpu_s=dict(outputs.times.cpu_s),
+        start_s=start_s,
         samples=list(outputs.throughput.samples),
     )
+
+
+def _open_rules(job: _Job, *, index_cache: str | Path | None) -> tuple[ScoreRules, Recall | None]:
+    """What every chunk is scored by; and how good the lists are, where the search is approximate."""
+    ranker = open_ranker(job.model_file, job.options, job.items, index_cache=index_cache)
+    made_by = {
+        "ipsrec.model_sha256": job.sha256,
+        "ipsrec.options": json.dumps({**asdict(job.options), "allowed_items": job.items.num_allowed}),
+    }
+    rules = build_rules(ranker, job.options, columns=job.users.columns, schema=job.users.schema, metadata=made_by)
+    if job.options.approximate is None:
+        return rules, None
+    index, recall = choose_recall(ranker, _first_histories(job.users, rules), target=job.options.approximate)
+    job.log.note(recall.in_words())
+    return replace(rules, ranker=replace(ranker, approximate=index)), recall
+
+
+def _account_of(job: _Job, work: _Work, *, output: str) -> ScoreReport:
+    """The account of a job whose results are all there."""
+    wall_s = time.perf_counter() - job.started
+    targets, items = job.targets, job.items
+    return ScoreReport(
+        output=output,
+        manifest=str(targets.manifest),
+        bad_rows=None if targets.bad_rows is None else str(targets.bad_rows),
+        model_sha256=job.sha256,
+        counts=work.counts,
+        resumed_rows=work.resumed_rows,
+        allowed_items=items.num_allowed,
+        unknown_allow_items=items.unknown_allow_items,
+        unknown_deny_items=items.unknown_deny_items,
+        approximate=work.recall,
+        cpu_s=work.cpu_s,
+        start_s=work.start_s,
+        wall_s=wall_s,
+        users_per_s=(work.counts.rows_in - work.resumed_rows) / wall_s,
+    )
+
+
+def _with_report(done: ScoreReport, report: str | Path, job: _Job, work: _Work, *, overwrite: bool) -> ScoreReport:
+    """Write the page about a job, and say so in its account."""
+    started = time.perf_counter()
+    figures = run_figures(
+        done,
+        model=job.model_file,
+        users=job.users,
+        targets=job.targets,
+        allowed=job.items.allowed,
+        options=asdict(job.options),
+        versions=job.description["versions"],
+        samples=work.samples,
+    )
+    write_run_report(report, figures, overwrite=overwrite)
+    return replace(done, report=str(report), report_s=time.perf_counter() - started)
 
 
 def _first_histories(users: Users, rules: ScoreRules) -> Histories:
