@@ -17,11 +17,17 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
+def real_data() -> Path | None:
+    """The folder of the two real data sets, where it lies beside the checkout; for tests that can do without."""
+    return SHARED_DATA if SHARED_DATA.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared_data(real_data: Path | None) -> Path:
     """The folder of the two real data sets; lies beside the checkout."""
-    if not SHARED_DATA.is_dir():
+    if real_data is None:
         pytest.skip(f"the real data sets are not at {SHARED_DATA}")
-    return SHARED_DATA
+    return real_data
 
 
 @pytest.fixture

@@ -43,11 +43,22 @@ class Job:
         return {**self.arguments, "output": f"{folder}/{name}{slash}", **changes}
 
 
+def like_purchases() -> pa.Table:
+    """Interactions of 3,000 users of Amazon's kind of lengths: five for most, hundreds for some."""
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(4 + rng.zipf(1.9, 3000), 500)
+    user_id = np.repeat(np.arange(3000), lengths)
+    return pa.table({"user_id": [f"U{user}" for user in user_id], "item_id": rng.integers(0, 10**6, len(user_id))})
+
+
 @pytest.fixture(scope="module", params=["candidates.parquet", "candidates/"])
-def job(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """3,000 users of Amazon Toys and Games in two files, some rows malformed; histories are real, the model is not."""
+def job(request: pytest.FixtureRequest, real_data: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """3,000 users in two files, some rows malformed; histories are those of Amazon Toys and Games, or like them."""
     folder = tmp_path_factory.mktemp("job")
-    interactions = pq.read_table(shared_data / "amazon-toys-brand" / "interactions.parquet")
+    if real_data is None:
+        interactions = like_purchases()
+    else:
+        interactions = pq.read_table(real_data / "amazon-toys-brand" / "interactions.parquet")
     users = interactions.group_by("user_id", use_threads=False).aggregate([("item_id", "list")]).slice(0, 3000)
     lists = users["item_id_list"].combine_chunks()
     model = write_model_file(folder / "model.onnx", num_items=100, max_len=50, dim=16)
