@@ -48,10 +48,8 @@ def arrow_ids(ids: Ids, *, where: str) -> pa.Array:
     if isinstance(ids, str | bytes):
         raise DataError(f"{where}: found one {type(ids).__name__}, expected a list of ids; put it into a list")
     try:
-        if isinstance(
-            ids, pa.Array | pa.ChunkedArray
-        ):  # as it is: Arrow's C interface does not say how long buffers are
-            array = ids
+        if isinstance(ids, pa.Array | pa.ChunkedArray):
+            array = ids  # as it is, for Arrow's C interface does not say how long buffers are
         else:
             array = pa.chunked_array(ids) if hasattr(ids, "__arrow_c_stream__") else pa.array(ids)
         if hasattr(ids, "__arrow_c_stream__") or hasattr(ids, "__arrow_c_array__"):  # else it is Arrow's own work

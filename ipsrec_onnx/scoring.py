@@ -5,43 +5,33 @@
 
 read is users.py and user_chunks.py; map is histories.py; pack and encode encoding.py; retrieve retrieval.py; write
 candidates.py and score_outputs.py; score_chunk goes from read to write for one chunk of users, in a worker thread.
-job_folder.py is what a killed job goes on from, manifest.py what a finished one says of itself.
+score_job.py has the steps of a job; job_folder.py is what a killed one goes on from, manifest.py what a finished one
+says of itself.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
 from ipsrec_onnx.candidates import Layout
 from ipsrec_onnx.encoding import EncoderName
-from ipsrec_onnx.filters import AllowedItems, allowed_items
-from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.filters import allowed_items
 from ipsrec_onnx.job_description import describe_job
-from ipsrec_onnx.job_folder import JobFolder, open_job_folder, refuse_unfinished_job, remove_finished_job
-from ipsrec_onnx.manifest import account, manifest_of, read_manifest
-from ipsrec_onnx.memory_plan import MemoryBound, memory_bound, refuse_big_model
-from ipsrec_onnx.model_file import ModelFile, model_file_bytes, model_file_sha256, open_model_file
+from ipsrec_onnx.job_folder import open_job_folder, refuse_unfinished_job
+from ipsrec_onnx.memory_plan import memory_bound, refuse_big_model
+from ipsrec_onnx.model_file import model_file_bytes, model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs, refuse_report
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.retrieval import ColdUsers
-from ipsrec_onnx.run_report import refuse_without_libraries, run_figures, write_run_report
-from ipsrec_onnx.score_counts import ScoreCounts
+from ipsrec_onnx.run_report import refuse_without_libraries
+from ipsrec_onnx.score_job import ScoreJob, account_of, do_work, finished_work, whole_work, with_report
 from ipsrec_onnx.score_options import ScoreOptions, check_positive
-from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_report import ScoreReport
-from ipsrec_onnx.score_rules import build_rules, open_ranker
-from ipsrec_onnx.score_run import CHUNK_ROWS, group_rows, score_users
-from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems, known_histories
+from ipsrec_onnx.scored_chunk import BadRows, UnknownItems
 from ipsrec_onnx.session import Device
-from ipsrec_onnx.user_chunks import plan_parts, read_chunks
-from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users
+from ipsrec_onnx.users import UserColumns, check_id_kinds, open_users
 
 
 def score(
@@ -162,7 +152,7 @@ def score(
         options=asdict(options),
         resume=resume,
     )
-    job = _Job(
+    job = ScoreJob(
         options=options,
         targets=targets,
         users=users,
@@ -176,54 +166,17 @@ def score(
         log=log,
         started=started,
     )
-    work = _finished_work(job) if resume else None
+    work = finished_work(job) if resume else None
     if work is None:
         with open_job_folder(targets, description, resume=resume, overwrite=overwrite) as folder:
-            work = _whole_work(folder, job)
+            work = whole_work(folder, job)
             if work is None:
-                work = _do_work(folder, job, index_cache=index_cache)
-    done = _account_of(job, work, output=str(output))
+                work = do_work(folder, job, index_cache=index_cache)
+    done = account_of(job, work, output=str(output))
     if report is not None:
-        done = _with_report(done, report, job, work, overwrite=overwrite or resume)
+        done = with_report(done, report, job, work, overwrite=overwrite or resume)
     log.event("job_done", **done.to_json())
     return done
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What is to be done, opened and checked.
-
-    Attributes:
-        sha256: of the model file.
-        items: that may be recommended.
-        description: of the job, as describe_job gave it.
-        started: by time.perf_counter.
-    """
-
-    options: ScoreOptions
-    targets: OutputPaths
-    users: Users
-    model_file: ModelFile
-    sha256: str
-    items: AllowedItems
-    description: dict[str, Any]
-    bound: MemoryBound
-    threads: int | None
-    overwrite: bool
-    log: JobLog
-    started: float
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What was done, now or before; as in ScoreReport, samples as in Throughput."""
-
-    counts: ScoreCounts
-    resumed_rows: int
-    recall: Recall | None = None
-    cpu_s: dict[str, float] = field(default_factory=dict)
-    start_s: float = 0.0
-    samples: list[tuple[float, int]] = field(default_factory=list)
 
 
 def _refuse_early(targets: OutputPaths, report: str | Path | None, *, resume: bool, overwrite: bool) -> None:
@@ -238,124 +191,3 @@ def _refuse_early(targets: OutputPaths, report: str | Path | None, *, resume: bo
         refuse_without_libraries(report)
     if not (resume or overwrite):
         refuse_unfinished_job(targets)
-
-
-def _finished_work(job: _Job) -> _Work | None:
-    """What this job has done if its results are all there; None where they are not its."""
-    manifest = read_manifest(job.targets)
-    if manifest is None or manifest["job"] != job.description:
-        return None
-    remove_finished_job(job.targets, job.description)
-    return _work_of(manifest, job.targets)
-
-
-def _whole_work(folder: JobFolder, job: _Job) -> _Work | None:
-    """Where all but the names of the files is done, give them their names; None where there is work to do."""
-    manifest = folder.manifest()
-    if manifest is None:
-        return None
-    work = _work_of(manifest, job.targets)
-    folder.finish(overwrite=job.overwrite)
-    return work
-
-
-def _work_of(manifest: dict[str, Any], targets: OutputPaths) -> _Work:
-    """What was done before this run, by the manifest of it."""
-    counts, recall = account(manifest, targets)
-    return _Work(counts, resumed_rows=counts.rows_in, recall=recall)
-
-
-def _do_work(folder: JobFolder, job: _Job, *, index_cache: str | Path | None) -> _Work:
-    """Lay out the items, score what is not done, and give the results their names."""
-    refuse_outputs(job.targets, overwrite=job.overwrite)
-    users = job.users
-    rules, recall = _open_rules(job, index_cache=index_cache)
-    start_s = time.perf_counter() - job.started
-    parts = plan_parts(users)
-    outputs = ScoreOutputs(
-        folder, parts, RowSchemas(rules.schema, group_rows(rules), rules.dead_letter_schema, CHUNK_ROWS)
-    )
-    resumed_rows = sum(counts.rows_in for counts in outputs.done.values())
-    counts = score_users(users, rules, parts, outputs, threads=job.threads, bound=job.bound, log=job.log)
-    with outputs.times.stage("write"):
-        manifest = manifest_of(folder, users, parts, job=job.description, counts=counts, recall=recall)
-        folder.commit(manifest, overwrite=job.overwrite)
-    return _Work(
-        counts,
-        resumed_rows,
-        recall=recall,
-        cpu_s=dict(outputs.times.cpu_s),
-        start_s=start_s,
-        samples=list(outputs.throughput.samples),
-    )
-
-
-def _open_rules(job: _Job, *, index_cache: str | Path | None) -> tuple[ScoreRules, Recall | None]:
-    """What every chunk is scored by; and how good the lists are, where the search is approximate."""
-    ranker = open_ranker(job.model_file, job.options, job.items, index_cache=index_cache)
-    made_by = {
-        "ipsrec.model_sha256": job.sha256,
-        "ipsrec.options": json.dumps({**asdict(job.options), "allowed_items": job.items.num_allowed}),
-    }
-    rules = build_rules(ranker, job.options, columns=job.users.columns, schema=job.users.schema, metadata=made_by)
-    if job.options.approximate is None:
-        return rules, None
-    index, recall = choose_recall(ranker, _first_histories(job.users, rules), target=job.options.approximate)
-    job.log.note(recall.in_words())
-    return replace(rules, ranker=replace(ranker, approximate=index)), recall
-
-
-def _account_of(job: _Job, work: _Work, *, output: str) -> ScoreReport:
-    """The account of a job whose results are all there."""
-    wall_s = time.perf_counter() - job.started
-    targets, items = job.targets, job.items
-    return ScoreReport(
-        output=output,
-        manifest=str(targets.manifest),
-        bad_rows=None if targets.bad_rows is None else str(targets.bad_rows),
-        model_sha256=job.sha256,
-        counts=work.counts,
-        resumed_rows=work.resumed_rows,
-        allowed_items=items.num_allowed,
-        unknown_allow_items=items.unknown_allow_items,
-        unknown_deny_items=items.unknown_deny_items,
-        approximate=work.recall,
-        cpu_s=work.cpu_s,
-        start_s=work.start_s,
-        wall_s=wall_s,
-        users_per_s=(work.counts.rows_in - work.resumed_rows) / wall_s,
-    )
-
-
-def _with_report(done: ScoreReport, report: str | Path, job: _Job, work: _Work, *, overwrite: bool) -> ScoreReport:
-    """Write the page about a job, and say so in its account."""
-    started = time.perf_counter()
-    figures = run_figures(
-        done,
-        model=job.model_file,
-        users=job.users,
-        targets=job.targets,
-        allowed=job.items.allowed,
-        options=asdict(job.options),
-        versions=job.description["versions"],
-        samples=work.samples,
-    )
-    write_run_report(report, figures, overwrite=overwrite)
-    return replace(done, report=str(report), report_s=time.perf_counter() - started)
-
-
-def _first_histories(users: Users, rules: ScoreRules) -> Histories:
-    """Histories of the first SAMPLE_USERS users with a known item, on which recall is measured."""
-    parts: list[Histories] = []
-    lengths = np.zeros(0, np.int64)
-    for chunk in read_chunks(users, plan_parts(users), chunk_rows=SAMPLE_USERS):
-        parts.append(known_histories(chunk, rules).without_empty())
-        lengths = np.concatenate([lengths, parts[-1].lengths])
-        if len(lengths) >= SAMPLE_USERS:
-            break
-    nothing = np.zeros(0, np.int32)
-    return Histories(
-        np.concatenate([nothing, *(part.items for part in parts)]),
-        np.concatenate([nothing, *(part.providers for part in parts)]),
-        np.concatenate([[0], np.cumsum(lengths[:SAMPLE_USERS])]),
-    )

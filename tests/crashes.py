@@ -35,10 +35,10 @@ def server() -> ForkServerContext:
 
 def score_in_parts(arguments: dict[str, Any]) -> None:
     """Score with small parts."""
-    from ipsrec_onnx import score_run, scoring, user_chunks
+    from ipsrec_onnx import score_job, score_run, scoring, user_chunks
 
     user_chunks.PART_ROWS = PART_ROWS
-    score_run.CHUNK_ROWS = scoring.CHUNK_ROWS = CHUNK_ROWS
+    score_run.CHUNK_ROWS = score_job.CHUNK_ROWS = CHUNK_ROWS
     scoring.score(**arguments)
 
 
@@ -81,10 +81,10 @@ def command(arguments: list[str], stderr: Path, paused: Path | None = None, fail
     import pyarrow as pa
 
     from ipsrec_cli.main import main
-    from ipsrec_onnx import score_run, scoring, user_chunks
+    from ipsrec_onnx import score_job, score_run, user_chunks
 
     user_chunks.PART_ROWS = PART_ROWS
-    score_run.CHUNK_ROWS = scoring.CHUNK_ROWS = CHUNK_ROWS
+    score_run.CHUNK_ROWS = score_job.CHUNK_ROWS = CHUNK_ROWS
     sys.stdout, sys.stderr = io.StringIO(), stderr.open("w", buffering=1)
     score_chunk, chunks = score_run.score_chunk, itertools.count(1)
 
