@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ipsrec_cli.prepare import prepare
+from ipsrec_experiment.plan import read_plan
 from ipsrec_train.config import read_config
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -15,6 +16,11 @@ PAPER = {"tmall": 20, "twitch": 50, "wechat": 100}
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
 def test_config_loads(path):
     read_config(path, model=None, variant=None, changes={})
+
+
+def test_best_config_is_the_winning_row_of_the_experiment():
+    best = read_config(FOLDER / "ipsrec-best.toml", model=None, variant=None, changes={})
+    assert best == read_plan(FOLDER / "experiments" / "amazon-toys.toml").row("IPSRec-C recommended").config()
 
 
 @pytest.mark.parametrize(("name", "max_len"), PAPER.items())

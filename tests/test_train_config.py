@@ -6,10 +6,8 @@ import pytest
 
 from ipsrec_onnx.errors import DataError
 from ipsrec_train.config import read_config
-from ipsrec_train.settings import MODEL_SETTINGS, CaserSettings, IPSRecSettings
+from ipsrec_train.settings import CaserSettings, IPSRecSettings
 from ipsrec_train.training_settings import TrainingSettings
-
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 
 TEXT = """
 model = "ipsrec-s"
@@ -115,13 +113,3 @@ def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path):
     for name in ("binary.toml", "absent.toml"):
         with pytest.raises(DataError, match=f"{name} cannot be read as TOML"):
             read(tmp_path / name)
-
-
-def test_there_are_configs_in_the_repository():
-    assert CONFIGS
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_config_in_the_repository_can_be_read(path):
-    config = read(path)
-    assert config.model in MODEL_SETTINGS
