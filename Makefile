@@ -53,7 +53,7 @@ lint: $(TEST_BIN)/.installed
 	$(TEST_BIN)/ruff check .
 	$(TEST_BIN)/ruff format --check .
 	$(TEST_BIN)/mypy
-	PYTHONPATH=.:kernels:train:export:experiment:cli $(TEST_BIN)/lint-imports
+	PYTHONPATH=.:kernels:gpu:train:export:experiment:cli $(TEST_BIN)/lint-imports
 
 # Users and models are made once, into a folder; the last line is one JSON object.
 bench: $(BENCH_BIN)/.installed
@@ -70,7 +70,7 @@ $(DEMO_BIN)/.installed: pyproject.toml constraints.txt
 
 $(TEST_BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-test
-	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,train,experiment,dev]'
+	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,train,experiment,triton,dev]'
 	touch $@
 
 $(BENCH_BIN)/.installed: pyproject.toml constraints.txt
