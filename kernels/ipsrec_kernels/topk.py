@@ -70,12 +70,7 @@ def retrieve(
     Raises:
         ValueError: a wrong dtype, shape or index; NaN or infinity in user_embedding or terms; terms without history.
     """
-    users = check_array("user_embedding", user_embedding, dtype=np.float32, ndim=2)
-    if users.shape[1] != table.dim:
-        raise ValueError(f"user_embedding has {users.shape[1]} dims, the items have {table.dim}; expected as many")
-    if not np.isfinite(users).all():
-        row = int((~np.isfinite(users)).any(axis=1).argmax())
-        raise ValueError(f"user_embedding[{row}] has NaN or infinity, expected finite numbers")
+    users = check_users(table, user_embedding)
     check_at_least("top_k", top_k, low=1)
     num_users, num_items = len(users), len(table.item_provider) - 1
     cap = 0 if max_per_provider is None else check_at_least("max_per_provider", max_per_provider, low=1)
@@ -87,6 +82,27 @@ def retrieve(
     best = empty_lists(num_users, top_k)
     _retrieve(table, pad_dims(users), unwanted, checked_terms, choice, cap, best, with_terms=terms is not None)
     return best
+
+
+def check_users(table: ItemTable, user_embedding: Float32Array) -> Float32Array:
+    """Give back user embeddings that fit a table: (B, dim) float32, finite.
+
+    Raises:
+        ValueError: they do not.
+    """
+    users: Float32Array = check_array("user_embedding", user_embedding, dtype=np.float32, ndim=2)
+    if users.shape[1] != table.dim:
+        raise ValueError(f"user_embedding has {users.shape[1]} dims, the items have {table.dim}; expected as many")
+    if not np.isfinite(users).all():
+        row = int((~np.isfinite(users)).any(axis=1).argmax())
+        raise ValueError(f"user_embedding[{row}] has NaN or infinity, expected finite numbers")
+    return users
+
+
+def users_at_once(num_users: int, room: int) -> int:
+    """Users that share a pass, whose shortlists have this room: equal shares of all of them, 1 or more."""
+    passes = max(1, -(-num_users // max(1, min(TILE_USERS, _TILE_ENTRIES // room))))
+    return max(1, -(-num_users // passes))
 
 
 def _retrieve(
@@ -104,8 +120,7 @@ def _retrieve(
     top_k = best.scores.shape[1]
     room = room_for(top_k, len(table.item_at))
     scan_users, scratch = prepare_users(table, users)
-    passes = max(1, -(-len(users) // max(1, min(TILE_USERS, _TILE_ENTRIES // room))))
-    at_once = max(1, -(-len(users) // passes))
+    at_once = users_at_once(len(users), room)
     lists, slots = empty_shortlists(at_once, room), provider_slots(room)
     filters = left_out(unwanted, terms.sorted_items, terms.sorted_providers, users_at_once=at_once)
     for first in range(0, len(users), at_once):
@@ -120,7 +135,7 @@ def _retrieve(
             scan(table, users, scan_users, scratch, first, some, every, 0, top_k, cap, filters, slots)
             if with_terms:
                 offer_histories(table, users, scan_users.norms, first, filters, terms, some, top_k, cap, slots)
-        _finish(table, users, first, some, best, cap, slots)
+        finish_lists(table, users, first, some, best, cap, slots)
 
 
 @njit(cache=True, nogil=True)
@@ -130,8 +145,8 @@ def _choose(table, users, first, unwanted, terms, choice, lists, k, cap, slots):
 
 
 @njit(cache=True, nogil=True)
-def _finish(table, users, first, lists, best, cap, slots):
-    """Turn the shortlists of users first, first + 1, ... into lists."""
+def finish_lists(table, users, first, lists, best, cap, slots):
+    """Kernel: turn the shortlists of users first, first + 1, ... into lists."""
     k = best.scores.shape[1]
     for r in range(len(lists.counts)):
         u = first + r
