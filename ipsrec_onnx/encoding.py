@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Final, Literal, get_args
+from collections.abc import Callable, Iterator
+from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from ipsrec_onnx.session import run_session
 # could change with the size of the batch. Small, for a batch that is not full is filled up with padding rows; 128 rows
 # are 2 to 20% faster at widths up to 8, and no faster above.
 ENCODE_BATCH: Final = 32
-
 
 _APART: Final = 1e-4  # share of the largest number of the vectors by which two float32 encoders may differ
 EncoderName = Literal["onnxruntime", "fused"]
@@ -103,32 +102,63 @@ def encode(model: ModelFile, histories: Histories) -> npt.NDArray[np.float32]:
     Raises:
         ModelFileError: the graph fails, or gives another shape, NaN or infinity.
     """
-    widths = bucket_lens(model.max_len)
-    lengths = np.minimum(histories.lengths, model.max_len)
-    bucket = np.searchsorted(widths, lengths)
-    user_embedding = np.empty((len(lengths), model.dim), np.float32)
-    for number in np.unique(bucket):
-        users = np.flatnonzero(bucket == number)
-        for first in range(0, len(users), ENCODE_BATCH):
-            rows = users[first : first + ENCODE_BATCH]
-            user_embedding[rows] = _encode_batch(model, histories, rows, bucket_len=int(widths[number]))
-    if not np.isfinite(user_embedding).all():
-        raise ModelFileError(f"model {model.path}: a user_embedding has NaN or infinity; train or export again")
+    user_embedding = np.empty((len(histories.lengths), model.dim), np.float32)
+    for batch in padded_batches(histories, bucket_lens(model.max_len), batch_size=ENCODE_BATCH):
+        encoded = np.asarray(run_session(model.session, ["user_embedding"], batch.inputs())[0])  # (ENCODE_BATCH, D)
+        if encoded.shape != (ENCODE_BATCH, model.dim):
+            raise ModelFileError(
+                f"model {model.path}: user_embedding has shape {encoded.shape}, expected "
+                f"({ENCODE_BATCH}, {model.dim}); export it again"
+            )
+        user_embedding[batch.rows] = encoded[: len(batch.rows)]
+    refuse_no_numbers(model, user_embedding)
     return user_embedding
 
 
-def _encode_batch(
-    model: ModelFile, histories: Histories, rows: npt.NDArray[np.int64], *, bucket_len: int
-) -> npt.NDArray[np.float32]:
-    """Encode up to ENCODE_BATCH users whose histories fit into one bucket; (len(rows), dim) float32."""
-    shape = {"bucket_len": bucket_len, "batch_size": ENCODE_BATCH}
-    item_history, lengths = pack_histories(histories.items, histories.offsets, rows, **shape)
-    provider_history, _ = pack_histories(histories.providers, histories.offsets, rows, **shape)
-    feed = {"item_history": item_history, "provider_history": provider_history, "lengths": lengths}
-    encoded = np.asarray(run_session(model.session, ["user_embedding"], feed)[0])  # (ENCODE_BATCH, D)
-    if encoded.shape != (ENCODE_BATCH, model.dim):
-        raise ModelFileError(
-            f"model {model.path}: user_embedding has shape {encoded.shape}, expected ({ENCODE_BATCH}, {model.dim}); "
-            "export it again"
-        )
-    return encoded[: len(rows)]
+def refuse_no_numbers(model: ModelFile, user_embedding: npt.NDArray[np.float32]) -> None:
+    """Refuse vectors that no list can be made of.
+
+    Raises:
+        ModelFileError: there is NaN or infinity.
+    """
+    if not np.isfinite(user_embedding).all():
+        raise ModelFileError(f"model {model.path}: a user_embedding has NaN or infinity; train or export again")
+
+
+class PaddedBatch(NamedTuple):
+    """Some users as the graph takes them.
+
+    Attributes:
+        rows: (n,) int64, which histories these are; n up to B, padding rows follow.
+        item_history: (B, bucket_len) int32.
+        provider_history: (B, bucket_len) int32.
+        lengths: (B,) int32.
+    """
+
+    rows: npt.NDArray[np.int64]
+    item_history: npt.NDArray[np.int32]
+    provider_history: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+
+    def inputs(self) -> dict[str, npt.NDArray[np.int32]]:
+        """By the names of the graph's inputs."""
+        return {name: array for name, array in self._asdict().items() if name != "rows"}
+
+
+def padded_batches(histories: Histories, widths: npt.NDArray[np.int64], *, batch_size: int) -> Iterator[PaddedBatch]:
+    """Pack users bucket by bucket, each batch of one shape: who shares it with a user does not change its bits.
+
+    Args:
+        histories: (n histories) none of them empty.
+        widths: of the buckets, ascending; the last one is max_len, and of longer histories the newest items are taken.
+        batch_size: rows of each batch.
+    """
+    bucket = np.searchsorted(widths, np.minimum(histories.lengths, widths[-1]))
+    for number in np.unique(bucket):
+        users = np.flatnonzero(bucket == number)
+        shape = {"bucket_len": int(widths[number]), "batch_size": batch_size}
+        for first in range(0, len(users), batch_size):
+            rows = users[first : first + batch_size]
+            item_history, lengths = pack_histories(histories.items, histories.offsets, rows, **shape)
+            provider_history, _ = pack_histories(histories.providers, histories.offsets, rows, **shape)
+            yield PaddedBatch(rows, item_history, provider_history, lengths)

@@ -27,7 +27,7 @@ from ipsrec_onnx.model_file import ModelFile, open_model_file
 from ipsrec_onnx.pipeline import ended, map_in_order
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.retrieval import Ranker, build_ranker, rank_users
-from ipsrec_onnx.session import Device
+from ipsrec_onnx.session import Device, refuse_missing
 from ipsrec_onnx.stage_times import StageTimes
 
 _CHUNK_ROWS = 1024  # users of a chunk at most
@@ -119,14 +119,16 @@ def evaluate(
     if not cutoffs or min(cutoffs) < 1:
         raise ValueError(f"cutoffs are {tuple(cutoffs)}, expected one or more, each 1 or more")
     check_encoder(encoder, device)
+    refuse_missing(device)
     opened = open_dataset(dataset)
     held_out = rank_held_out(
-        open_model_file(model, device=device),
+        open_model_file(model),
         opened,
         split=split,
         depth=max(cutoffs),
         exclude_seen=exclude_seen,
         encoder=encoder,
+        device=device,
         threads=threads,
         progress=progress,
     )
@@ -155,6 +157,7 @@ def rank_held_out(
     depth: int,
     exclude_seen: bool,
     encoder: EncoderName = "onnxruntime",
+    device: Device = "cpu",
     threads: int | None = None,
     progress: bool = False,
 ) -> HeldOutRanks:
@@ -167,6 +170,7 @@ def rank_held_out(
         depth: length of the lists, 1 or more; a rank beyond it is 0.
         exclude_seen: leave the items of the history out of the ranking.
         encoder: what computes the user embeddings.
+        device: where they are computed and items searched.
         threads: worker threads; all usable cores by default.
         progress: report progress on stderr.
 
@@ -178,11 +182,19 @@ def rank_held_out(
     where = f"dataset {dataset.path}"
     _refuse_other_kinds(histories.schema, model.catalog, where=where)
     held_out = split_histories(histories, split)
-    ranker = build_ranker(model, None, top_k=depth, keep_seen=not exclude_seen, max_per_provider=None, encoder=encoder)
+    ranker = build_ranker(
+        model,
+        None,
+        top_k=depth,
+        keep_seen=not exclude_seen,
+        max_per_provider=None,
+        encoder=encoder,
+        device=device,
+    )
     chunks: list[HeldOutRanks] = []
     with JobLog(show=progress).progress(held_out.num_rows, what="users") as advance:
         rank = functools.partial(_rank_targets, ranker=ranker, where=where)
-        slices = held_out.to_batches(max_chunksize=ranker.users_at_once(_CHUNK_ROWS))
+        slices = held_out.to_batches(max_chunksize=ranker.chunk_users(_CHUNK_ROWS))
         ranked = map_in_order(rank, slices, threads=threads or usable_cores())
         with ended(ranked):
             for chunk in ranked:

@@ -55,6 +55,7 @@ class RowSizes:
         group_rows: users of a row group of the output.
         max_len: items that the model looks at.
         dim: width of an embedding.
+        proposals: items that a GPU proposes for a row; 0 where the CPU searches.
     """
 
     user_id: int
@@ -64,6 +65,7 @@ class RowSizes:
     group_rows: int
     max_len: int
     dim: int
+    proposals: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ def _chunks_bytes(sizes: RowSizes, rows: int, ids: int, *, threads: int, waiting
     raw = rows * (sizes.user_id + 8) + num_ids * sizes.item_id
     result = rows * (sizes.user_id + 16) + candidates * (sizes.item_id + 4)
     work = rows * (_ROW_WORK + 8 * sizes.dim) + num_ids * _ID_WORK + candidates * _CANDIDATE_WORK
+    if sizes.proposals:  # what goes to the GPU and comes back; its memory that is pinned, and a copy that is not
+        work += rows * 8 * (sizes.proposals + 2 * sizes.max_len)
     encoder = _ENCODER_BATCH * sizes.max_len * (_ENCODER_ARRAYS * sizes.dim + 4 * sizes.max_len) * 4
     in_work = threads * (raw + result + work + encoder)
     idle = (waiting + 1 - threads) * max(raw, result)

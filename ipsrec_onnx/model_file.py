@@ -20,7 +20,7 @@ from ipsrec_onnx.errors import DataError, ModelFileError
 from ipsrec_onnx.graph_check import check_graph
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
-from ipsrec_onnx.session import Device, open_session, run_session
+from ipsrec_onnx.session import open_session, run_session
 
 FORMAT_VERSION = 1
 PREFIX = "ipsrec."
@@ -49,7 +49,7 @@ class ModelFile:
         training: dataset fingerprint, seed, epochs, metrics, versions.
         gate: what the comparison of PyTorch with ONNX Runtime found at export.
         item_embeddings: (num_items + 1, dim) float32; scores are dot products with its rows.
-        session: computes user_embedding; shared by threads.
+        session: computes user_embedding on the CPU; shared by threads.
     """
 
     path: Path
@@ -74,28 +74,28 @@ class ModelFile:
         return int(self.item_embeddings.shape[1])
 
 
-def open_model_file(path: str | Path, *, device: Device = "cpu") -> ModelFile:
+def open_model_file(path: str | Path) -> ModelFile:
     """Open a model file and check it.
 
     Raises:
         ModelFileError: there is no such file, or it cannot be read; it is no ONNX model or none of ours; it is newer
             than this version; its gate was not passed; or its metadata is broken.
-        ExecutionProviderError: the device is not there.
+        ExecutionProviderError: onnxruntime is broken.
     """
-    model_file = read_model_file(path, device=device)
+    model_file = read_model_file(path)
     if model_file.gate.get("passed") is not True:
         raise ModelFileError(f"model {path}: it did not pass the gate of `ipsrec export`; export it again")
     return model_file
 
 
-def read_model_file(path: str | Path, *, device: Device = "cpu") -> ModelFile:
+def read_model_file(path: str | Path) -> ModelFile:
     """Open a model file as open_model_file does, without asking for the gate's verdict: the gate itself needs this."""
     file = Path(path)
     reason = why_unreadable(file)
     if reason is not None:
         raise ModelFileError(f"model {path}: {reason}; give the .onnx file that `ipsrec export` wrote")
     initializers = check_graph(file)
-    session = open_session(file, device=device)
+    session = open_session(file, device="cpu")
     try:
         return _read_metadata(file, session, initializers.get("item_embeddings"))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, DataError) as error:

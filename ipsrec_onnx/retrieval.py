@@ -16,20 +16,26 @@ from ipsrec_kernels.best_list import BestLists, empty_lists
 from ipsrec_kernels.history_items import History
 from ipsrec_kernels.item_table import ItemTable, build_item_table
 from ipsrec_kernels.popular import PopularItems, popular, popular_items
+from ipsrec_kernels.proposals import Proposals
+from ipsrec_kernels.proposed import retrieve_proposed
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import retrieve
 from ipsrec_onnx.approximate import ApproximateIndex, propose
+from ipsrec_onnx.card_search import CardSearch, fill_lists
+from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions, Cards, open_cards
 from ipsrec_onnx.encoding import Encoder, EncoderName, open_encoder
 from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.id_lists import range_positions
 from ipsrec_onnx.index_cache import cached_item_table
 from ipsrec_onnx.model_file import ModelFile
+from ipsrec_onnx.session import Device
 from ipsrec_onnx.stage_times import StageTimes
 
 ColdUsers = Literal["popular", "empty", "error"]
 
 _CHUNK_CANDIDATES = 1 << 21  # candidates of a chunk at most, so that a long list does not multiply memory
+_CARD_CHUNKS = 4  # times as many for a GPU: each width's last batch is not full, and batches are large there
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,8 @@ class Ranker:
         keep_seen: may an item of the user's history be recommended?
         max_per_provider: at most so many items of one provider in a list; None for no limit.
         approximate: what proposes the items that are scored; None for an exact search.
+        card_search: searches on GPUs; None where the CPU searches.
+        on_cards: are users encoded on GPUs?
     """
 
     model: ModelFile
@@ -55,10 +63,16 @@ class Ranker:
     keep_seen: bool
     max_per_provider: int | None
     approximate: ApproximateIndex | None = None
+    card_search: CardSearch | None = None
+    on_cards: bool = False
 
     def users_at_once(self, most: int) -> int:
-        """Users of a chunk: `most`, or fewer where their lists are long; 1 or more."""
+        """Users of a chunk, or of a group of rows: `most`, or fewer where their lists are long; 1 or more."""
         return max(1, min(most, _CHUNK_CANDIDATES // self.top_k))
+
+    def chunk_users(self, most: int) -> int:
+        """Users of a chunk at most: as many as users_at_once says, and on GPUs some times as many."""
+        return self.users_at_once(most) * (_CARD_CHUNKS if self.on_cards else 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +97,8 @@ def build_ranker(
     max_per_provider: int | None,
     encoder: EncoderName = "onnxruntime",
     index_cache: str | Path | None = None,
+    device: Device = "cpu",
+    cards: CardOptions = DEFAULT_CARDS,
 ) -> Ranker:
     """Lay out what a job needs of a model.
 
@@ -94,9 +110,12 @@ def build_ranker(
         max_per_provider: at most so many items of one provider in a list, 1 or more; None for no limit.
         encoder: what computes the user embeddings.
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
+        device: where users are encoded and searched for.
+        cards: which GPUs, with device "cuda".
 
     Raises:
         DataError: the cache cannot be written, or its entry is broken.
+        ExecutionProviderError: a GPU, or what its search needs, is not there.
         ModelFileError: an item embedding has NaN or infinity, or the encoder has no kernels for this model.
     """
     catalog = model.catalog
@@ -108,15 +127,22 @@ def build_ranker(
             table = cached_item_table(index_cache, embeddings, item_provider=item_provider, allowed=allowed)
     except ValueError as error:
         raise ModelFileError(f"model {model.path}: {error}") from error
+    length = min(top_k, catalog.num_items)
+    encode, card_search = None, None
+    if device == "cuda":
+        opened = open_cards(model, table, cards, device=device)
+        encode, card_search = opened.encode, CardSearch(opened, top_k=length) if isinstance(opened, Cards) else None
     return Ranker(
         model=model,
-        encode=open_encoder(model, encoder),
+        encode=encode or open_encoder(model, encoder),
         table=table,
         popular=popular_items(catalog.popularity, catalog.item_provider, allowed=allowed),
-        top_k=min(top_k, catalog.num_items),
+        top_k=length,
         keep_seen=keep_seen,
         # As many items as there are is no limit, and a number that a kernel can count to.
         max_per_provider=None if max_per_provider is None else min(max_per_provider, catalog.num_items),
+        card_search=card_search,
+        on_cards=device == "cuda",
     )
 
 
@@ -149,24 +175,26 @@ def rank_users(
     lists = empty_lists(len(cold), ranker.top_k)
     warm_candidates, cold_candidates = (_of_users(candidates, users) for users in (~cold, cold))
     if not cold.all():
-        _fill(lists, ~cold, _rank_by_model(ranker, histories.without_empty(), warm_candidates, times=times))
+        fill_lists(lists, ~cold, _rank_by_model(ranker, histories.without_empty(), warm_candidates, times=times))
     if cold_users == "popular" and cold.any():
         with times.stage("retrieve"):
-            _fill(lists, cold, _rank_by_popularity(ranker, int(cold.sum()), cold_candidates))
+            fill_lists(lists, cold, _rank_by_popularity(ranker, int(cold.sum()), cold_candidates))
     return Ranking(lists, cold)
 
 
 def _rank_by_model(ranker: Ranker, histories: Histories, candidates: Ragged | None, *, times: StageTimes) -> BestLists:
     """Top-k of the full score: the model sees the newest items, the seen filter the whole history."""
+    newest, terms = histories.newest(ranker.model.max_len), ranker.model.history_terms
+    # A model that learned item weights alone has 0 for providers: without them, none of their items is rescored.
+    weighed = newest
+    if terms is None or not terms.provider.any():
+        weighed = replace(newest, providers=np.zeros_like(newest.providers))
+    seen = None if ranker.keep_seen else Ragged(histories.items, histories.offsets)
+    if ranker.card_search is not None and candidates is None:
+        return _rank_on_cards(ranker, ranker.card_search, newest, seen, weighed, times=times)
     with times.stage("encode"):
-        newest, terms = histories.newest(ranker.model.max_len), ranker.model.history_terms
         user_embedding = ranker.encode(newest)
     with times.stage("retrieve"):
-        # A model that learned item weights alone has 0 for providers: without them, none of their items is rescored.
-        weighed = newest
-        if terms is None or not terms.provider.any():
-            weighed = replace(newest, providers=np.zeros_like(newest.providers))
-        seen = None if ranker.keep_seen else Ragged(histories.items, histories.offsets)
         if ranker.approximate is None or candidates is not None:
             return _retrieve(ranker, user_embedding, seen, weighed, candidates)
         near = propose(ranker.approximate, ranker.table, user_embedding, weighed=None if terms is None else weighed)
@@ -175,8 +203,41 @@ def _rank_by_model(ranker: Ranker, histories: Histories, candidates: Ragged | No
         short = lists.counts < ranker.top_k
         if short.any():
             exact = _retrieve(ranker, user_embedding[short], _of_users(seen, short), weighed.of_users(short), None)
-            _fill(lists, short, exact)
+            fill_lists(lists, short, exact)
         return lists
+
+
+def _rank_on_cards(
+    ranker: Ranker,
+    search: CardSearch,
+    newest: Histories,
+    seen: Ragged | None,
+    weighed: Histories,
+    *,
+    times: StageTimes,
+) -> BestLists:
+    """Encode and search on GPUs; the CPU scores what they propose, by the rules of the job."""
+
+    def from_proposals(
+        users: npt.NDArray[np.bool_], user_embedding: npt.NDArray[np.float32], proposals: Proposals
+    ) -> tuple[BestLists, npt.NDArray[np.bool_]]:
+        some = weighed if users.all() else weighed.of_users(users)
+        return retrieve_proposed(
+            ranker.table,
+            user_embedding,
+            proposals,
+            top_k=ranker.top_k,
+            seen=seen if users.all() else _of_users(seen, users),
+            history=History(some.items, some.providers, some.offsets),
+            terms=ranker.model.history_terms,
+            max_per_provider=ranker.max_per_provider,
+        )
+
+    def by_cpu(users: npt.NDArray[np.bool_], user_embedding: npt.NDArray[np.float32]) -> BestLists:
+        return _retrieve(ranker, user_embedding, _of_users(seen, users), weighed.of_users(users), None)
+
+    num_seen = None if seen is None else np.diff(seen.offsets)
+    return search.rank(newest, num_seen, from_proposals=from_proposals, by_cpu=by_cpu, times=times)
 
 
 def _retrieve(
@@ -217,9 +278,3 @@ def _of_users(lists: Ragged | None, users: npt.NDArray[np.bool_]) -> Ragged | No
         return None
     positions, offsets = range_positions(lists.offsets[:-1][users], np.diff(lists.offsets)[users])
     return Ragged(lists.values[positions], offsets)
-
-
-def _fill(lists: BestLists, users: npt.NDArray[np.bool_], part: BestLists) -> None:
-    """Write `part`, (m) lists, into the m rows of `lists`, (n), that `users`, (n,) bool, says."""
-    for whole, some in zip(lists, part, strict=True):
-        whole[users] = some

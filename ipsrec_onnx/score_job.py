@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
+from ipsrec_onnx.card_search import SearchCounts
+from ipsrec_onnx.cards import CardOptions
 from ipsrec_onnx.filters import AllowedItems
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.job_folder import JobFolder, remove_finished_job
@@ -44,6 +46,7 @@ class ScoreJob:
         items: that may be recommended.
         description: of the job, as describe_job gave it.
         bound: memory that the job may have.
+        cards: which GPUs, and what searches on them.
         threads: workers; None for all usable cores, or fewer where memory is short.
         overwrite: replace existing results.
         log: says how far it is.
@@ -58,6 +61,7 @@ class ScoreJob:
     items: AllowedItems
     description: dict[str, Any]
     bound: MemoryBound
+    cards: CardOptions
     threads: int | None
     overwrite: bool
     log: JobLog
@@ -71,6 +75,7 @@ class Work:
     counts: ScoreCounts
     resumed_rows: int
     recall: Recall | None = None
+    searched: SearchCounts | None = None
     cpu_s: dict[str, float] = field(default_factory=dict)
     start_s: float = 0.0
     samples: list[tuple[float, int]] = field(default_factory=list)
@@ -138,6 +143,7 @@ def do_work(folder: JobFolder, job: ScoreJob, *, index_cache: str | Path | None)
         counts,
         resumed_rows,
         recall=recall,
+        searched=None if rules.ranker.card_search is None else rules.ranker.card_search.counts(),
         cpu_s=dict(outputs.times.cpu_s),
         start_s=start_s,
         samples=list(outputs.throughput.samples),
@@ -146,7 +152,7 @@ def do_work(folder: JobFolder, job: ScoreJob, *, index_cache: str | Path | None)
 
 def _open_rules(job: ScoreJob, *, index_cache: str | Path | None) -> tuple[ScoreRules, Recall | None]:
     """What every chunk is scored by; and how good the lists are, where the search is approximate."""
-    ranker = open_ranker(job.model_file, job.options, job.items, index_cache=index_cache)
+    ranker = open_ranker(job.model_file, job.options, job.items, index_cache=index_cache, cards=job.cards)
     made_by = {
         "ipsrec.model_sha256": job.sha256,
         "ipsrec.options": json.dumps({**asdict(job.options), "allowed_items": job.items.num_allowed}),
@@ -174,6 +180,7 @@ def account_of(job: ScoreJob, work: Work, *, output: str) -> ScoreReport:
         unknown_allow_items=items.unknown_allow_items,
         unknown_deny_items=items.unknown_deny_items,
         approximate=work.recall,
+        gpu_search=work.searched,
         cpu_s=work.cpu_s,
         start_s=work.start_s,
         wall_s=wall_s,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ipsrec_onnx.candidates import Layout
+from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions
 from ipsrec_onnx.encoding import EncoderName, check_encoder
-from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.scored_chunk import BadRows, UnknownItems
-from ipsrec_onnx.session import Device
+from ipsrec_onnx.session import Device, refuse_missing
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,27 @@ class ScoreOptions:
             )
         for name in ("top_k", "max_per_provider"):
             check_positive(name, getattr(self, name))
+
+
+def check_cards(options: ScoreOptions, cards: CardOptions) -> CardOptions:
+    """Say early that the GPUs cannot do what is asked for; gives what searches for these options.
+
+    Raises:
+        DataError: an approximate search is asked for on a GPU.
+        ExecutionProviderError: the device is not there, or there is none to search on.
+    """
+    if options.device == "cpu":
+        if cards != DEFAULT_CARDS:
+            raise ExecutionProviderError(
+                "--gpus and --search are about GPUs, found --device cpu; add --device cuda, or leave them out"
+            )
+        return cards
+    refuse_missing(options.device)
+    if options.approximate is None:
+        return cards
+    if cards.search not in ("auto", "cpu"):
+        raise DataError(f"--approximate searches on the CPU, found --search {cards.search}; leave one of the two out")
+    return replace(cards, search="cpu")
 
 
 def check_positive(name: str, number: int | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipsrec_onnx.approximate_recall import Recall
+from ipsrec_onnx.card_search import SearchCounts
 from ipsrec_onnx.score_counts import ScoreCounts
 
 
@@ -24,6 +25,7 @@ class ScoreReport:
         unknown_allow_items: ids of the allow list that the catalog does not know.
         unknown_deny_items: likewise of the deny list.
         approximate: how good the lists of an approximate search are; None for exact ones.
+        gpu_search: how often a GPU's search was enough; None where the CPU searched.
         cpu_s: processor seconds of each stage, all threads together: read, map, encode, retrieve, lay_out, write.
         start_s: seconds from start to the first user: opening the model, laying out the items.
         wall_s: seconds from start to the finished file.
@@ -42,6 +44,7 @@ class ScoreReport:
     unknown_allow_items: int
     unknown_deny_items: int
     approximate: Recall | None
+    gpu_search: SearchCounts | None
     cpu_s: dict[str, float]
     start_s: float
     wall_s: float

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ipsrec_onnx.bad_rows import dead_letter_schema
 from ipsrec_onnx.candidates import candidates_schema
+from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions
 from ipsrec_onnx.filters import AllowedItems
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.retrieval import Ranker, build_ranker
@@ -17,12 +18,17 @@ from ipsrec_onnx.users import UserColumns
 
 
 def open_ranker(
-    model_file: ModelFile, options: ScoreOptions, items: AllowedItems, *, index_cache: str | Path | None
+    model_file: ModelFile,
+    options: ScoreOptions,
+    items: AllowedItems,
+    *,
+    index_cache: str | Path | None,
+    cards: CardOptions = DEFAULT_CARDS,
 ) -> Ranker:
-    """Lay out the items for an exact search under the options.
+    """Lay out the items for an exact search under the options; cards as check_cards gave them.
 
     Raises:
-        DataError, ModelFileError: as build_ranker.
+        DataError, ExecutionProviderError, ModelFileError: as build_ranker.
     """
     return build_ranker(
         model_file,
@@ -32,6 +38,8 @@ def open_ranker(
         max_per_provider=options.max_per_provider,
         encoder=options.encoder,
         index_cache=index_cache,
+        device=options.device,
+        cards=cards,
     )
 
 

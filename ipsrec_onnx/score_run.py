@@ -107,8 +107,9 @@ def _plan(users: Users, rules: ScoreRules, num_rows: int, *, threads: int | None
         group_rows=rules.ranker.users_at_once(CHUNK_ROWS),
         max_len=model.max_len,
         dim=model.dim,
+        proposals=0 if rules.ranker.card_search is None else 2 * top_k + 128,
     )
-    most_rows = rules.ranker.users_at_once(_chunk_rows(num_rows, workers))
+    most_rows = rules.ranker.chunk_users(_chunk_rows(num_rows, workers))
     held = resident_memory()
     return plan_chunks(bound, sizes, held=held, most_rows=most_rows, threads=workers, fewer_threads=threads is None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from ipsrec_onnx.broken_work import broken_work
 from ipsrec_onnx.candidates import Layout
+from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
@@ -22,7 +24,7 @@ from ipsrec_onnx.one_user import UserList, score_user
 from ipsrec_onnx.pipeline import map_in_order
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.score_counts import ScoreCounts
-from ipsrec_onnx.score_options import ScoreOptions, check_positive
+from ipsrec_onnx.score_options import ScoreOptions, check_cards, check_positive
 from ipsrec_onnx.score_rules import build_rules, open_ranker
 from ipsrec_onnx.score_run import CHUNK_ROWS, score_named_chunk
 from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems
@@ -75,6 +77,8 @@ class Scorer:
         encoder: EncoderName = "onnxruntime",
         index_cache: str | Path | None = None,
         device: Device = "cpu",
+        gpus: Sequence[int] = (0,),
+        search: SearchName = "auto",
         threads: int | None = None,
     ) -> None:
         """Open a model under the options of `score`, which mean there what they mean here.
@@ -98,7 +102,9 @@ class Scorer:
             encoder: what computes the user embeddings: "onnxruntime" runs the file's graph, "fused" our own kernels on
                 the file's weights, on the CPU. For one user at a time, "fused" is much the faster one.
             index_cache: folder in which the laid out items are kept; None lays them out anew.
-            device: where the model runs.
+            device: where users are encoded and items searched.
+            gpus: numbers of the GPUs, with device "cuda".
+            search: what searches on them: "triton", "onnx" or "cpu"; "auto" takes the first that the machine can.
             threads: worker threads of one call of `score`; all usable cores by default. 1 stays on the caller's thread,
                 as `score_one` always does.
 
@@ -121,12 +127,13 @@ class Scorer:
             encoder=encoder,
             device=device,
         )
+        cards = check_cards(self._options, CardOptions(tuple(gpus), search))
         check_positive("threads", threads)
         self._threads = threads or usable_cores()
         self._columns = UserColumns(user_column, item_column, provider_column, candidates_column)
-        model_file = open_model_file(model, device=device)
+        model_file = open_model_file(model)
         items = allowed_items(model_file.catalog, allow_items=allow_items, deny_items=deny_items)
-        self._ranker = open_ranker(model_file, self._options, items, index_cache=index_cache)
+        self._ranker = open_ranker(model_file, self._options, items, index_cache=index_cache, cards=cards)
 
     def score(self, table: Any) -> Scored:
         """Rank candidates for every user of a table, in the order of its rows; exactly as a job would.
@@ -196,7 +203,7 @@ class Scorer:
     def _score(self, rows: pa.Table, rules: ScoreRules) -> Scored:
         """Score the rows chunk by chunk, on the caller's thread where one is enough."""
         fair = max(_LEAST_CHUNK_ROWS, -(-rows.num_rows // self._threads))
-        chunks = list(table_chunks(rows, most_rows=self._ranker.users_at_once(min(CHUNK_ROWS, fair))))
+        chunks = list(table_chunks(rows, most_rows=self._ranker.chunk_users(min(CHUNK_ROWS, fair))))
         score_rows = functools.partial(score_named_chunk, rules=rules)
         threads = min(self._threads, len(chunks))
         scored = list(map(score_rows, chunks) if threads < 2 else map_in_order(score_rows, chunks, threads=threads))

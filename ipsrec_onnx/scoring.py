@@ -12,10 +12,12 @@ says of itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ipsrec_onnx.candidates import Layout
+from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
 from ipsrec_onnx.job_description import describe_job
@@ -27,7 +29,7 @@ from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.run_report import refuse_without_libraries
 from ipsrec_onnx.score_job import ScoreJob, account_of, do_work, finished_work, whole_work, with_report
-from ipsrec_onnx.score_options import ScoreOptions, check_positive
+from ipsrec_onnx.score_options import ScoreOptions, check_cards, check_positive
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.scored_chunk import BadRows, UnknownItems
 from ipsrec_onnx.session import Device
@@ -56,6 +58,8 @@ def score(
     encoder: EncoderName = "onnxruntime",
     index_cache: str | Path | None = None,
     device: Device = "cpu",
+    gpus: Sequence[int] = (0,),
+    search: SearchName = "auto",
     threads: int | None = None,
     report: str | Path | None = None,
     max_memory: int | None = None,
@@ -93,7 +97,10 @@ def score(
         encoder: what computes the user embeddings: "onnxruntime" runs the file's graph, "fused" our own kernels on the
             file's weights, on the CPU.
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
-        device: where the model runs.
+        device: where users are encoded and items searched.
+        gpus: numbers of the GPUs, with device "cuda": chunks of users are shared out to them.
+        search: what searches on them: "triton" (needs the extra `triton`), "onnx" (ONNX Runtime alone) or "cpu";
+            "auto" takes the first that the machine can. The lists are the same with each.
         threads: worker threads; all usable cores by default, or fewer where memory is short.
         report: write a page about the job here (HTML); looks once more over the candidates. Needs the extra `report`.
         max_memory: bytes of memory that the job may have; most of what the machine has free by default. Chunks get
@@ -108,7 +115,7 @@ def score(
         DataError: an input is not as the contract asks, the output cannot be written, or the job does not fit into its
             memory. Nothing is left behind but the parts that are done, for resume.
         ModelFileError: the model file cannot be used.
-        ExecutionProviderError: the device is not there.
+        ExecutionProviderError: the device, or what its search needs, is not there.
         ModuleNotFoundError: faiss, which approximate needs, is not installed.
         ValueError: an option has a value that it cannot have.
     """
@@ -126,6 +133,7 @@ def score(
         encoder=encoder,
         device=device,
     )
+    cards = check_cards(options, CardOptions(tuple(gpus), search))
     check_positive("threads", threads)
     check_positive("max_memory", max_memory)
     bound = memory_bound(max_memory)
@@ -134,7 +142,7 @@ def score(
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
     refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items, report=report)
     refuse_big_model(bound, path=str(model), num_bytes=model_file_bytes(model))
-    model_file = open_model_file(model, device=device)
+    model_file = open_model_file(model)
     check_id_kinds(users.schema, users.columns, model_file.catalog, where=users.files[0].path)
     items = allowed_items(model_file.catalog, allow_items=allow_items, deny_items=deny_items)
     sha256 = model_file_sha256(model)
@@ -161,6 +169,7 @@ def score(
         items=items,
         description=description,
         bound=bound,
+        cards=cards,
         threads=threads,
         overwrite=overwrite,
         log=log,

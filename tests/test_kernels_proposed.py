@@ -44,7 +44,9 @@ class Case:
         for u, one in enumerate(chosen):
             items[u, : len(one)] = one
             rest = np.delete(self.plain(u), one)
-            outside[u] = np.nextafter(np.float32(rest.max()), np.float32(np.inf)) if np.isfinite(rest).any() else -np.inf
+            outside[u] = (
+                np.nextafter(np.float32(rest.max()), np.float32(np.inf)) if np.isfinite(rest).any() else -np.inf
+            )
         return Proposals(items, outside)
 
     def run(self, proposals, top_k, *, big_provider=512):

@@ -21,6 +21,7 @@ from ipsrec_onnx.errors import ExecutionProviderError, IpsrecError, ModelFileErr
 from ipsrec_onnx.inspection import inspect
 from ipsrec_onnx.model_file import model_file_sha256, open_model_file
 from ipsrec_onnx.onnx_proto import external_data_files, graph_opset
+from ipsrec_onnx.session import open_session
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_cuda_where_it_is_missing_is_refused_and_says_what_is_there(model: TinyM
     with pytest.raises(
         ExecutionProviderError, match=r"CUDAExecutionProvider is not in .*CPUExecutionProvider.*\[gpu\]"
     ):
-        open_model_file(model.path, device="cuda")
+        open_session(model.path, device="cuda")
 
 
 def test_a_model_file_moved_elsewhere_is_whole(tmp_path: Path, model: TinyModel) -> None:

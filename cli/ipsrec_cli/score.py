@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -34,6 +35,16 @@ def parse_recall(ctx: click.Context, param: click.Parameter, value: str | None) 
     if word != "recall" or not 0.0 < recall <= 1.0:
         raise click.BadParameter(f"{value!r} is not recall=R with R above 0, at most 1; try recall=0.99", ctx, param)
     return recall
+
+
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Give the numbers of 0,1,3; 0 by default."""
+    if value is None:
+        return (0,)
+    parts = value.split(",")
+    if not all(re.fullmatch("[0-9]{1,4}", part) for part in parts) or len(set(parts)) < len(parts):
+        raise click.BadParameter(f"{value!r} is no list of numbers, each once; try 0,1", ctx, param)
+    return tuple(int(part) for part in parts)
 
 
 @click.command()
@@ -95,6 +106,19 @@ def parse_recall(ctx: click.Context, param: click.Parameter, value: str | None) 
 @click.option("--index-cache", help="Folder in which the laid out items are kept from job to job.  [default: none]")
 @encoder_option
 @device_option
+@click.option(
+    "--gpus",
+    callback=parse_numbers,
+    metavar="0,1",
+    help="With --device cuda: numbers of the GPUs.  [default: 0]",
+)
+@click.option(
+    "--search",
+    type=click.Choice(["auto", "cpu", "triton", "onnx"]),
+    default="auto",
+    show_default=True,
+    help="With --device cuda: what searches. Lists are the same; triton needs torch and triton, and is the fastest.",
+)
 @threads_option
 @click.option(
     "--report", help="Page about the job to write, HTML in one file. Needs jinja2 and matplotlib.  [default: none]"
@@ -126,6 +150,8 @@ def score(
     index_cache: str | None,
     encoder: Literal["onnxruntime", "fused"],
     device: Literal["cpu", "cuda"],
+    gpus: tuple[int, ...],
+    search: Literal["auto", "cpu", "triton", "onnx"],
     threads: int | None,
     report: str | None,
     max_memory: int | None,
@@ -164,6 +190,8 @@ def score(
         index_cache=index_cache,
         encoder=encoder,
         device=device,
+        gpus=gpus,
+        search=search,
         threads=threads,
         report=report,
         max_memory=max_memory,
@@ -211,6 +239,12 @@ def _print_summary(report: ScoreReport) -> None:
     console.print(table)
     if report.approximate is not None:
         console.print(f"approximate: recall {report.approximate.measured:.4f} on {report.approximate.users} users")
+    if report.gpu_search is not None:
+        found = report.gpu_search
+        console.print(
+            f"search: {found.search}; of {found.users:,} users {found.again:,} again, {found.on_cpu:,} by the CPU",
+            highlight=False,
+        )
     if report.report is not None:
         console.print(Text(f"report {report.report}"), soft_wrap=True)
     console.print(f"{report.wall_s:,.1f} s, {report.users_per_s:,.0f} users/s", highlight=False)

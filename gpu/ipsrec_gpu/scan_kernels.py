@@ -1,8 +1,8 @@
 """The scan on a GPU: which items could still be among a user's best, by fp16 products with a proven bound.
 
-A `high` is an upper bound of an exact score: what was scanned, and the bound of scan_table.py added to it. An item, or a
-group of items, is left behind only where its high is below a number that is told to the caller: so what was left behind
-is not lost, but known to score at most that much.
+A `high` is an upper bound of an exact score: what was scanned, and the bound of scan_table.py added to it. An item, or
+a group of items, is left behind only where its high is below a number that the caller knows: what was left behind is
+known to score at most that much.
 
 Groups are strided inside a tile: group j of tile t holds the places t * BN + g * (BN / G) + j, so that the maximum of a
 group stays inside the accumulator registers of a thread. Kernels have no masks: tables are whole tiles, and users whole
@@ -31,7 +31,8 @@ def _tile_highs(u, items, tile, user_norm, user_error, tile_norms, tile_errors, 
 
 @triton.jit
 def group_highs(users, user_norms, user_errors, items, tile_norms, tile_errors, highs, num_tiles, num_groups,
-                BM: tl.constexpr, BN: tl.constexpr, G: tl.constexpr, D: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+                BM: tl.constexpr, BN: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+                STAGES: tl.constexpr):  # fmt: skip
     """Write the high of every group.
 
     Grid: (B / BM, S); program s of a block takes the tiles s, s + S, s + 2 S, ...

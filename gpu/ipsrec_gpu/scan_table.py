@@ -6,17 +6,17 @@ elements lie in 2^13..2^14: that changes no digit, keeps fp16 far from its large
 
     u.v - u16.v16 = (u - u16).v + u16.(v - v16), at most |u - u16| * |v| + |u16| * |v - v16|  (Cauchy-Schwarz).
 
-The scan adds up products of fp16, which are exact in float32. A GPU's tensor cores align some products to the largest of
-them and cut what sticks out below its 23rd bit (Fasi, Higham, Mikaitis and Pranesh, Numerical behavior of NVIDIA tensor
-cores, 2021, sections 3 and 4): k + 1 such cuts for each k products are within 2 D * 2^-23 * sum|u_d v_d| <= D * 2^-22 *
-|u16| * |v16|, which rounded float32 sums in any order also keep. So, over the items of a tile,
+The scan adds up products of fp16, which are exact in float32. A GPU's tensor cores align some products to the largest
+of them and cut what sticks out below its 23rd bit (Fasi, Higham, Mikaitis and Pranesh, Numerical behavior of NVIDIA
+tensor cores, 2021, sections 3 and 4): k + 1 such cuts for each k products are within 2 D * 2^-23 * sum|u_d v_d| <=
+D * 2^-22 * |u16| * |v16|, which rounded float32 sums in any order also keep. So, over the items of a tile,
 
     bound = user_norm * tile_error + user_error * tile_norm
 
-with user_norm = |u16|, user_error = |u - u16|, tile_norm the largest |v| of the tile, and tile_error its largest |v - v16|
-and (D + 8) * 2^-22 times its largest |v16|. The 8 pay for what float32 rounds in the bound itself and where it is added,
-a few times 2^-24 of |u16| * |v| and of the bound, and for the exact score's own float64 sum. All four numbers are rounded
-up. D counts the zeros behind a model's dims.
+with user_norm = |u16|, user_error = |u - u16|, tile_norm the largest |v| of the tile, and tile_error the largest
+|v - v16| + (D + 8) * 2^-22 * |v16|. The 8 pay for what float32 rounds in the bound itself and where it is added, a few
+times 2^-24 of |u16| * |v| and of the bound, and for the exact score's own float64 sum. All four numbers are rounded up.
+D counts the zeros behind a model's dims.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Proposes the items that may be among each user's best, all of them looked at; nothing of users x items is written.
 
-A row's cut is a high (scan_kernels.py): what is not proposed scores at most that much. It is chosen so that about as many
-items reach it as were asked for. Large catalogs: a threshold from a sample of the items first lets a few hundred groups
-pass; then the best of these are looked at item by item. Small ones: the highs of all groups fit into memory.
+A row's cut is a high (scan_kernels.py): what is not proposed scores at most that much. It is chosen so that about as
+many items reach it as were asked for. Large catalogs: a threshold from a sample of the items first lets a few hundred
+groups pass; then the best of these are looked at item by item. Small ones: the highs of all groups fit into memory.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Search:
         if self.sample is None or group == 1 or every_group:
             groups, cuts = self._best_of_all(users, fetch, group)
         else:
-            groups, cuts = self._best_of_some(users, fetch)
+            groups, cuts = self._best_of_some(users, fetch, self.sample)
         count, room = len(user_embedding), self._room(fetch)
         kept = groups.new_zeros((len(users.users), room))
         counts = groups.new_zeros(len(users.users))
@@ -138,13 +138,12 @@ class Search:
         groups, cuts = (torch.cat(part) for part in zip(*parts, strict=True))
         return groups, cuts
 
-    def _best_of_some(self, users: ScanUsers, wanted: int) -> tuple[Tensor, Tensor]:
+    def _best_of_some(self, users: ScanUsers, wanted: int, sample: ScanTable) -> tuple[Tensor, Tensor]:
         """The same from the groups above a threshold; where these are too many to keep, the cut is +inf."""
-        assert self.sample is not None
         # About `expected` groups of the sample, and 16 times as many of the catalog, lie above the expected-th largest
         # maximum of the sample, give or take their square root.
         expected = math.ceil(wanted / _SAMPLED + 3 * math.sqrt(wanted / _SAMPLED) + 3)
-        maxima = self._highs(users, self.sample, _SAMPLE_GROUP)
+        maxima = self._highs(users, sample, _SAMPLE_GROUP)
         expected = min(expected, maxima.shape[1])
         thresholds = torch.topk(maxima, expected, dim=1).values[:, -1].contiguous()
         room = -(-_SAMPLED * math.ceil(expected + 6 * math.sqrt(expected)) // 128) * 128
@@ -196,4 +195,11 @@ def _compiled(users: ScanUsers, group: int) -> dict[str, int]:
     """Compile-time arguments of the scan; tiles on their way from memory are as many as shared memory holds."""
     dims = users.users.shape[1]
     stages = 3 if dims <= 64 else 2
-    return {"BM": TILE_USERS, "BN": TILE_ITEMS, "G": group, "D": dims, "STAGES": stages, "num_warps": 8 if group == 1 else 4}
+    return {
+        "BM": TILE_USERS,
+        "BN": TILE_ITEMS,
+        "G": group,
+        "D": dims,
+        "STAGES": stages,
+        "num_warps": 8 if group == 1 else 4,
+    }

@@ -141,6 +141,13 @@ def build_item_table(
     )
 
 
+def items_by_norm(table: ItemTable) -> Int32Array:
+    """(M,) int32: the items that may be recommended, the largest norm first."""
+    places = table.item_at[: int(table.big_blocks[0]) * BLOCK_ITEMS]
+    items: Int32Array = places[places != PADDING]
+    return items
+
+
 def choose_path(dim: int, path: Path | None) -> Path:
     """The path asked for, or the fastest that can be taken.
 

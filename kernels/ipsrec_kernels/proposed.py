@@ -115,7 +115,7 @@ def _offer_proposed(table, users, first, items, filters, lists, k, cap, slots):
             if at + _AHEAD < most:
                 prefetch_row(item_embeddings, items[u, at + _AHEAD])
             provider = item_provider[item]
-            if not allowed[item] or may_hold(item_bits, r, item) and is_item_left_out(filters, u, item):
+            if not allowed[item] or (may_hold(item_bits, r, item) and is_item_left_out(filters, u, item)):
                 continue
             if may_hold(provider_bits, r, provider) and is_provider_left_out(filters, u, provider):
                 continue

@@ -1,0 +1,167 @@
+"""One GPU at work: encodes batches of users with a session that is given to it, and searches with kernels of ours.
+
+What is queued runs behind the caller's back on two streams, so that one chunk is encoded while another is searched; a
+caller waits for its own results alone, without the lock and without the GIL. On the CPU, for tests, all is at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ipsrec_gpu.search import USERS_AT_ONCE, Search
+from ipsrec_kernels.proposals import Proposals
+
+
+class Batch(Protocol):
+    """Some users as the graph takes them."""
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """(n,) which users these are; the inputs may have more rows, which mean nothing."""
+
+    def inputs(self) -> Mapping[str, npt.NDArray[np.int32]]:
+        """The graph's inputs by name."""
+
+
+class TritonCard:
+    """A model and its catalog on one device; threads may share it.
+
+    Args:
+        item_embeddings: (num_items + 1, dim) float32; laid on the device once, for encoding and searching.
+        by_norm: (M,) int32 item_index that may be proposed, largest norm first, M of 1 or more.
+        device: "cuda:0", or "cpu" where TRITON_INTERPRET is set.
+        open_session: opens the session of the graph with item_embeddings as an input; is told the handle of the stream
+            that runs are to be queued on, None on the CPU.
+        run: queues a run of such a session on what a binding holds.
+    """
+
+    def __init__(
+        self,
+        item_embeddings: npt.NDArray[np.float32],
+        by_norm: npt.NDArray[np.int32],
+        *,
+        device: str,
+        open_session: Callable[[int | None], Any],
+        run: Callable[[Any, Any], None],
+    ) -> None:
+        self.device = torch.device(device)
+        self._lock = threading.Lock()
+        self._run = run
+        self._streams: tuple[torch.cuda.Stream, ...] = ()
+        if self.device.type == "cuda":
+            self._streams = (torch.cuda.Stream(self.device), torch.cuda.Stream(self.device))
+        with self._encoding():
+            self._embeddings = torch.from_numpy(np.array(item_embeddings)).to(self.device)
+            self._search = Search(self._embeddings, torch.from_numpy(np.array(by_norm)).long().to(self.device))
+            self._session = open_session(self._streams[0].cuda_stream if self._streams else None)
+        if self._streams:
+            self._streams[0].synchronize()
+
+    def encode(self, batches: Iterable[Batch], num_users: int) -> npt.NDArray[np.float32]:
+        """Encode users.
+
+        Args:
+            batches: of all users; every row of 0..num_users - 1 once.
+            num_users: how many there are.
+
+        Returns:
+            (num_users, dim) float32.
+        """
+        staged = [self._staged(batch) for batch in batches]
+        with self._lock, self._encoding():
+            (user_embedding,), done = self._fetched(self._encoded(staged, num_users))
+        _wait(done)
+        encoded: npt.NDArray[np.float32] = user_embedding.numpy()
+        return encoded
+
+    def propose(
+        self, batches: Iterable[Batch], num_users: int, *, fetch: int
+    ) -> tuple[npt.NDArray[np.float32], Proposals]:
+        """Encode users and propose about `fetch` items for each; arguments and first result as for encode."""
+        staged = [self._staged(batch) for batch in batches]
+        with self._lock:
+            with self._encoding():
+                users = self._encoded(staged, num_users)
+            (user_embedding, items, outside), done = self._searched(users, fetch=fetch, every_group=False)
+        _wait(done)
+        return user_embedding.numpy(), Proposals(items.numpy(), outside.numpy())
+
+    def propose_again(self, user_embedding: npt.NDArray[np.float32], *, fetch: int) -> Proposals:
+        """Propose for users that are encoded, where a first search was not enough: (n, dim) float32."""
+        with self._lock:
+            with self._encoding():
+                users = torch.from_numpy(user_embedding).to(self.device)
+            (_, items, outside), done = self._searched(users, fetch=fetch, every_group=True)
+        _wait(done)
+        return Proposals(items.numpy(), outside.numpy())
+
+    def _staged(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch in memory that a GPU reads by itself."""
+        return self._pinned(batch.rows), {name: self._pinned(array) for name, array in batch.inputs().items()}
+
+    def _pinned(self, array: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self._streams else tensor
+
+    def _encoded(self, staged: list[tuple[Tensor, dict[str, Tensor]]], num_users: int) -> Tensor:
+        """(num_users, dim) float32, queued on the current stream: torch frees and takes memory in its order."""
+        dim = self._embeddings.shape[1]
+        users = torch.empty((num_users, dim), device=self.device)
+        for rows, inputs in staged:
+            arguments = {name: part.to(self.device, non_blocking=True) for name, part in inputs.items()}
+            encoded = torch.empty((len(arguments["lengths"]), dim), device=self.device)
+            binding = self._session.io_binding()
+            for name, tensor in {**arguments, "item_embeddings": self._embeddings}.items():
+                binding.bind_input(name, *self._place(tensor))
+            binding.bind_output("user_embedding", *self._place(encoded))
+            self._run(self._session, binding)
+            users.index_copy_(0, rows.to(self.device, non_blocking=True), encoded[: len(rows)])
+        return users
+
+    def _place(self, tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:
+        """What ONNX Runtime wants to know of memory that is not its own."""
+        kind = np.float32 if tensor.dtype == torch.float32 else np.int32
+        return self.device.type, self.device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr()
+
+    def _searched(
+        self, users: Tensor, *, fetch: int, every_group: bool
+    ) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
+        """Users, items and bounds on the host once the event has come; the search waits for the users by itself."""
+        if self._streams:
+            self._streams[1].wait_stream(self._streams[0])
+            users.record_stream(self._streams[1])
+        with self._searching():
+            parts = [
+                self._search.propose(some, fetch=fetch, every_group=every_group) for some in users.split(USERS_AT_ONCE)
+            ]
+            return self._fetched(users, *(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _fetched(self, *tensors: Tensor) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
+        """Tensors on the host, once the event of the current stream has come."""
+        if not self._streams:
+            return tensors, None
+        hosts = tuple(torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors)
+        for host, tensor in zip(hosts, tensors, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        done = torch.cuda.Event(blocking=True)  # or every waiting thread would keep a core busy
+        done.record()
+        return hosts, done
+
+    def _encoding(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.cuda.stream(self._streams[0]) if self._streams else contextlib.nullcontext()
+
+    def _searching(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.cuda.stream(self._streams[1]) if self._streams else contextlib.nullcontext()
+
+
+def _wait(done: torch.cuda.Event | None) -> None:
+    if done is not None:
+        done.synchronize()

@@ -1,0 +1,223 @@
+"""The GPUs of a job: each has the model and the catalog, chunks of users go to the one that has the fewest in work."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Final, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+from onnxruntime import InferenceSession
+
+from ipsrec_kernels.item_table import ItemTable, items_by_norm
+from ipsrec_kernels.proposals import Proposals
+from ipsrec_onnx.encoding import PaddedBatch, padded_batches, refuse_no_numbers
+from ipsrec_onnx.errors import ExecutionProviderError
+from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.model_file import ModelFile
+from ipsrec_onnx.onnx_card import OnnxCard, OnnxEncodingCard
+from ipsrec_onnx.onnx_rewrite import graph_with_table_input
+from ipsrec_onnx.session import Device, open_session, refuse_missing, run_bound
+from ipsrec_onnx.versions import how_to_install
+
+SearchName = Literal["auto", "cpu", "triton", "onnx"]
+
+# Rows of a batch on a GPU: from 4,096 on an H100 gains little (docs/gpu.md), and a batch that is not full is filled up.
+_BATCH: Final = 4096
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """Which GPUs, and what searches on them; candidates are the same with each.
+
+    Attributes:
+        gpus: their numbers.
+        search: "auto" takes "triton" where torch and triton are installed and can use the GPU, else "onnx"; "cpu" lets
+            the GPUs encode alone.
+
+    Raises:
+        ValueError: no GPU, one twice, or a search that is none.
+    """
+
+    gpus: tuple[int, ...] = (0,)
+    search: SearchName = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.gpus or min(self.gpus) < 0 or len(set(self.gpus)) < len(self.gpus):
+            raise ValueError(f"gpus are {self.gpus}, expected one number or more, from 0, each once")
+        if self.search not in get_args(SearchName):
+            raise ValueError(f"search is {self.search!r}, expected one of {get_args(SearchName)}")
+
+
+DEFAULT_CARDS: Final = CardOptions()
+
+
+class EncodingCard(Protocol):
+    """What one GPU does for a job that the CPU searches for; threads share it."""
+
+    def encode(self, batches: Iterable[PaddedBatch], num_users: int) -> npt.NDArray[np.float32]:
+        """Encode the users of batches that hold rows 0..num_users - 1; (num_users, dim) float32."""
+
+
+class Card(EncodingCard, Protocol):
+    """What one GPU does for a job; threads share it."""
+
+    def propose(
+        self, batches: Iterable[PaddedBatch], num_users: int, *, fetch: int
+    ) -> tuple[npt.NDArray[np.float32], Proposals]:
+        """Encode them and propose about `fetch` items for each."""
+
+    def propose_again(self, user_embedding: npt.NDArray[np.float32], *, fetch: int) -> Proposals:
+        """Propose for (n, dim) float32 users."""
+
+
+class EncodingCards:
+    """The GPUs of a job that the CPU searches for."""
+
+    def __init__(self, model: ModelFile, cards: Sequence[EncodingCard]) -> None:
+        self._model, self._encoding, self._widths = model, cards, card_widths(model.max_len)
+        self._lock, self._in_work = threading.Lock(), [0] * len(cards)
+
+    def encode(self, histories: Histories) -> npt.NDArray[np.float32]:
+        """Compute the user embedding of each history, as encoding.encode does.
+
+        Raises:
+            ModelFileError: the graph fails, or gives NaN or infinity.
+            MemoryError: a GPU's memory ran out.
+        """
+        with self._turn() as number:
+            user_embedding = self._encoding[number].encode(self._batches(histories), len(histories.lengths))
+        refuse_no_numbers(self._model, user_embedding)
+        return user_embedding
+
+    def _batches(self, histories: Histories) -> Iterator[PaddedBatch]:
+        return padded_batches(histories, self._widths, batch_size=_BATCH)
+
+    @contextmanager
+    def _turn(self) -> Iterator[int]:
+        """Number of the GPU with the fewest chunks in work, which has one more while the block runs."""
+        with self._lock:
+            number = self._in_work.index(min(self._in_work))
+            self._in_work[number] += 1
+        try:
+            yield number
+        except RuntimeError as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+                raise MemoryError(str(error).splitlines()[0]) from error
+            raise
+        finally:
+            with self._lock:
+                self._in_work[number] -= 1
+
+
+class Cards(EncodingCards):
+    """The GPUs of a job.
+
+    Attributes:
+        search: what searches, "triton" or "onnx".
+    """
+
+    def __init__(self, model: ModelFile, cards: Sequence[Card], *, search: SearchName) -> None:
+        super().__init__(model, cards)
+        self._cards, self.search = cards, search
+
+    def propose(self, histories: Histories, *, fetch: int) -> tuple[npt.NDArray[np.float32], Proposals]:
+        """Compute user embeddings and propose items for them; raises as encode."""
+        with self._turn() as number:
+            found = self._cards[number].propose(self._batches(histories), len(histories.lengths), fetch=fetch)
+        refuse_no_numbers(self._model, found[0])
+        return found
+
+    def propose_again(self, user_embedding: npt.NDArray[np.float32], *, fetch: int) -> Proposals:
+        """Propose items for users that are encoded; raises as encode."""
+        with self._turn() as number:
+            return self._cards[number].propose_again(user_embedding, fetch=fetch)
+
+
+def card_widths(max_len: int) -> npt.NDArray[np.int64]:
+    """Widths of the buckets on a GPU, ascending: quarters of max_len. More would leave more batches half full."""
+    return np.unique([-(-max_len * quarters // 4) for quarters in (1, 2, 3, 4)])
+
+
+def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, device: Device) -> EncodingCards | Cards:
+    """Open a model on some GPUs.
+
+    Args:
+        model: the opened model file.
+        table: the items that may be recommended.
+        options: which GPUs, and what searches.
+        device: "cuda"; "cpu" runs the very same on the CPU, for tests.
+
+    Returns:
+        Cards, or EncodingCards where the CPU is to search.
+
+    Raises:
+        ExecutionProviderError: a GPU or what the search needs is not there.
+        ModelFileError: the graph cannot be used.
+    """
+    refuse_missing(device)
+    by_norm, embeddings = items_by_norm(table), model.item_embeddings
+    search = choose_search(options.search, dim=model.dim, num_items=len(by_norm))
+    graph = graph_with_table_input(model.path, (len(embeddings), model.dim))
+
+    def session(number: int, stream: int | None = None) -> InferenceSession:
+        return open_session(model.path, device=device, graph=graph, card=number, stream=stream)
+
+    if search == "triton":
+        from ipsrec_gpu.card import TritonCard  # torch takes seconds to load
+
+        run, place = functools.partial(run_bound, wait=device == "cpu"), "cpu" if device == "cpu" else "cuda:{}"
+        cards: list[Card] = [
+            TritonCard(
+                embeddings,
+                by_norm,
+                device=place.format(number),
+                open_session=functools.partial(session, number),
+                run=run,
+            )
+            for number in options.gpus
+        ]
+        return Cards(model, cards, search=search)
+    if search == "onnx":
+        cards = [
+            OnnxCard(session(number), embeddings, table.allowed, device=device, card=number) for number in options.gpus
+        ]
+        return Cards(model, cards, search=search)
+    return EncodingCards(
+        model, [OnnxEncodingCard(session(number), embeddings, device=device, card=number) for number in options.gpus]
+    )
+
+
+def choose_search(search: SearchName, *, dim: int, num_items: int) -> SearchName:
+    """What searches, by what is asked for, the model and what is installed.
+
+    Raises:
+        ExecutionProviderError: "triton" is asked for and cannot be had.
+    """
+    if search == "cpu" or num_items == 0:  # nothing may be recommended: there is nothing to search
+        return "cpu"
+    if search == "onnx":
+        return "onnx"
+    missing = why_no_triton(dim)
+    if missing is None:
+        return "triton"
+    if search == "triton":
+        raise ExecutionProviderError(
+            f"--search triton: {missing}; use --search onnx, or mend it with: {how_to_install('triton')}"
+        )
+    return "onnx"
+
+
+def why_no_triton(dim: int) -> str | None:
+    """Why the search with Triton cannot run; None where it can."""
+    for package in ("torch", "triton"):
+        if find_spec(package) is None:
+            return f"{package} is not installed"
+    from ipsrec_gpu.available import why_unavailable
+
+    return why_unavailable(dim)

@@ -1,0 +1,220 @@
+"""Encoding and searching on GPUs, with the CPU in the place of one: lists are those of the CPU's own search.
+
+All of it runs as on a GPU, streams and pinned memory apart; tests/test_gpu.py runs it on one.
+"""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from model_files import write_model_file
+
+from ipsrec_cli.main import ipsrec
+from ipsrec_onnx import card_search, cards
+from ipsrec_onnx.card_search import CardSearch
+from ipsrec_onnx.cards import CardOptions, Cards, EncodingCards, card_widths, choose_search, open_cards
+from ipsrec_onnx.encoding import encode
+from ipsrec_onnx.errors import DataError, ExecutionProviderError, ModelFileError
+from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.model_file import open_model_file
+from ipsrec_onnx.retrieval import build_ranker, rank_users
+from ipsrec_onnx.scorer import Scorer
+from ipsrec_onnx.scoring import score
+from ipsrec_onnx.stage_times import StageTimes
+
+MAX_LEN, NUM_ITEMS = 12, 400
+SEARCHES = ["triton", "onnx"]
+
+
+@pytest.fixture(autouse=True)
+def the_cpu_stands_in(monkeypatch):
+    """Small batches and few programs, and every part of the way to a GPU that can be had without one."""
+    monkeypatch.setattr(cards, "_BATCH", 32)
+    monkeypatch.setattr("ipsrec_gpu.search._CHUNK", 64)
+    monkeypatch.setattr(cards, "why_no_triton", lambda dim: None)
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """--device cuda opens cards on the CPU."""
+    monkeypatch.setattr("ipsrec_onnx.score_options.refuse_missing", lambda device: None)
+    monkeypatch.setattr(
+        "ipsrec_onnx.retrieval.open_cards",
+        lambda model, table, options, *, device: open_cards(model, table, options, device="cpu"),
+    )
+
+
+def write_model(path, *, with_history_terms=True, num_items=NUM_ITEMS):
+    model = write_model_file(
+        path, num_items=num_items, num_providers=40, dim=24, max_len=MAX_LEN, with_history_terms=with_history_terms
+    )
+    return open_model_file(model.path)
+
+
+def draw_histories(rng, model, count, *, longest=30):
+    lengths = rng.integers(0, longest + 1, count)
+    items = rng.integers(1, model.catalog.num_items + 1, lengths.sum()).astype(np.int32)
+    return Histories(items, model.catalog.item_provider[items], np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def rankers(model, allowed=None, *, search, gpus=(0,), **rules):
+    """One that searches on the CPU, and one like it with cards."""
+    rules = {"top_k": 20, "keep_seen": False, "max_per_provider": None, **rules}
+    plain = build_ranker(model, allowed, **rules)
+    opened = open_cards(model, plain.table, CardOptions(gpus, search), device="cpu")
+    found = CardSearch(opened, top_k=plain.top_k)
+    return plain, replace(plain, encode=opened.encode, card_search=found, on_cards=True)
+
+
+def assert_same_lists(one, other, histories, candidates=None):
+    rank = functools.partial(
+        rank_users, histories=histories, candidates=candidates, cold_users="popular", times=StageTimes()
+    )
+    for expected, found in zip(rank(one).lists, rank(other).lists, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("with_history_terms", [False, True])
+@pytest.mark.parametrize(
+    "rules",
+    [{}, {"keep_seen": True}, {"max_per_provider": 2}, {"top_k": 1}, {"top_k": NUM_ITEMS}],
+    ids=["seen items out", "seen items kept", "a cap", "one item", "all items"],
+)
+def test_lists_are_those_of_the_cpu(tmp_path, rng, search, with_history_terms, rules):
+    model = write_model(tmp_path / "model.onnx", with_history_terms=with_history_terms)
+    plain, with_cards = rankers(model, search=search, **rules)
+    assert_same_lists(plain, with_cards, draw_histories(rng, model, 25))
+    counts = with_cards.card_search.counts()
+    assert counts.search == search
+    assert 0 < counts.users <= 25  # those without a history are not searched for
+    assert counts.on_cpu <= counts.again <= counts.users
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+def test_only_allowed_items_are_listed(tmp_path, rng, search, share):
+    model = write_model(tmp_path / "model.onnx")
+    allowed = rng.random(NUM_ITEMS + 1) < share
+    opened = open_cards(model, build_ranker(model, allowed, top_k=5, keep_seen=False, max_per_provider=None).table,
+                        CardOptions(search=search), device="cpu")  # fmt: skip
+    if not allowed[1:].any():
+        assert not isinstance(opened, Cards)  # nothing to search
+        return
+    plain, with_cards = rankers(model, allowed, search=search)
+    assert_same_lists(plain, with_cards, draw_histories(rng, model, 30))
+
+
+def test_users_of_two_gpus_get_the_same_lists(tmp_path, rng):
+    model = write_model(tmp_path / "model.onnx")
+    plain, with_cards = rankers(model, search="triton", gpus=(0, 1))
+    for _ in range(3):
+        assert_same_lists(plain, with_cards, draw_histories(rng, model, 10))
+
+
+@pytest.mark.parametrize("search", [*SEARCHES, "cpu"])
+def test_vectors_are_those_of_the_cpu_session(tmp_path, rng, search):
+    model = write_model(tmp_path / "model.onnx")
+    table = build_ranker(model, None, top_k=5, keep_seen=False, max_per_provider=None).table
+    opened = open_cards(model, table, CardOptions(search=search), device="cpu")
+    assert isinstance(opened, Cards) == (search != "cpu")
+    assert isinstance(opened, EncodingCards)
+    for count in (1, 31, 32, 33, 100):
+        histories = draw_histories(rng, model, count).without_empty()
+        np.testing.assert_array_equal(opened.encode(histories), encode(model, histories))
+
+
+def test_what_is_fetched_grows_while_many_are_searched_again(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(card_search, "_SPARE", 0)
+    model = write_model(tmp_path / "model.onnx", with_history_terms=False)
+    plain, with_cards = rankers(model, search="triton", max_per_provider=1, top_k=30)
+    histories = draw_histories(rng, model, 30, longest=5)
+    monkeypatch.setattr(with_cards.card_search, "_spare", 1)
+    assert_same_lists(plain, with_cards, histories)
+    first = with_cards.card_search.counts()
+    assert first.again > 0.05 * first.users
+    assert with_cards.card_search._spare == 2
+
+
+def test_widths_of_buckets_are_few_and_end_at_max_len():
+    assert card_widths(20).tolist() == [5, 10, 15, 20]
+    assert card_widths(3).tolist() == [1, 2, 3]
+    assert card_widths(1).tolist() == [1]
+    assert card_widths(50).tolist() == [13, 25, 38, 50]
+
+
+@pytest.mark.parametrize("search", [*SEARCHES, "cpu"])
+@pytest.mark.parametrize("rules", [{}, {"keep_seen": True, "max_per_provider": 3}], ids=["plain", "rules"])
+def test_a_whole_job_writes_the_rows_of_the_cpu(tmp_path, rng, on_the_cpu, search, rules):
+    model = write_model(tmp_path / "model.onnx")
+    ids = model.catalog.item_ids.to_numpy()
+    histories = [rng.choice(ids, rng.integers(0, 25)).tolist() for _ in range(40)]
+    users = tmp_path / "users.parquet"
+    pq.write_table(
+        pa.table({"user_id": np.arange(40), "item_history": pa.array(histories, pa.list_(pa.int64()))}), users
+    )
+    cpu = score(model.path, users, tmp_path / "cpu.parquet", top_k=12, **rules)
+    report = score(
+        model.path, users, tmp_path / "gpu.parquet", top_k=12, device="cuda", gpus=[0, 1], search=search, **rules
+    )
+    assert pq.read_table(tmp_path / "gpu.parquet").equals(pq.read_table(tmp_path / "cpu.parquet"))
+    assert cpu.gpu_search is None
+    assert (report.gpu_search is None) == (search == "cpu")
+    if report.gpu_search is not None:
+        assert report.to_json()["gpu_search"]["search"] == search
+    scorer = Scorer(model.path, top_k=12, device="cuda", search=search, **rules)
+    assert scorer.score(pq.read_table(users)).candidates.equals(pq.read_table(tmp_path / "cpu.parquet"))
+
+
+def test_infinite_vectors_are_refused(tmp_path, rng, monkeypatch):
+    model = write_model(tmp_path / "model.onnx")
+    _, with_cards = rankers(model, search="triton")
+    monkeypatch.setattr(
+        "ipsrec_gpu.card.TritonCard._encoded",
+        lambda self, staged, num_users: self._embeddings.new_full((num_users, 24), float("nan")),
+    )
+    with pytest.raises(ModelFileError, match="a user_embedding has NaN or infinity"):
+        with_cards.encode(draw_histories(rng, model, 5).without_empty())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"gpus": ()}, ValueError, r"gpus are \(\), expected one number or more"),
+        ({"gpus": (0, 0)}, ValueError, r"gpus are \(0, 0\), expected one number or more, from 0, each once"),
+        ({"gpus": (-1,)}, ValueError, r"gpus are \(-1,\)"),
+        ({"search": "faiss"}, ValueError, "search is 'faiss', expected one of"),
+        ({"gpus": (1,), "device": "cpu"}, ExecutionProviderError, "found --device cpu; add --device cuda"),
+        ({"search": "onnx", "device": "cpu"}, ExecutionProviderError, "--gpus and --search are about GPUs"),
+        ({"search": "onnx", "approximate": 0.9}, DataError, "--approximate searches on the CPU, found --search onnx"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(tmp_path, on_the_cpu, options, error, message):
+    with pytest.raises(error, match=message):
+        score("model.onnx", "users.parquet", tmp_path / "out.parquet", **{"device": "cuda", **options})
+
+
+def test_a_search_that_cannot_be_had_is_refused_or_not_chosen(monkeypatch):
+    monkeypatch.setattr(cards, "why_no_triton", lambda dim: "triton is not installed")
+    assert choose_search("auto", dim=64, num_items=10) == "onnx"
+    with pytest.raises(
+        ExecutionProviderError, match=r"--search triton: triton is not installed; use --search onnx, or"
+    ):
+        choose_search("triton", dim=64, num_items=10)
+    monkeypatch.undo()
+    assert choose_search("auto", dim=64, num_items=0) == "cpu"
+    with pytest.raises(ExecutionProviderError, match="finds no GPU"):
+        choose_search("triton", dim=64, num_items=10)
+
+
+@pytest.mark.parametrize("gpus", ["", "0,0", "0,,1", "zero", "-1"])
+def test_the_command_line_refuses_gpus_that_are_no_numbers(gpus):
+    done = CliRunner().invoke(
+        ipsrec, ["score", "--model", "m", "--input", "i", "--output", "o", "--device", "cuda", "--gpus", gpus]
+    )
+    assert done.exit_code == 2
+    assert "is no list of numbers, each once; try 0,1" in done.output
