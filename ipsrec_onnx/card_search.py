@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ipsrec_kernels.best_list import BestLists
 from ipsrec_kernels.proposals import Proposals
+from ipsrec_kernels.weighed_providers import WeighedProviders
 from ipsrec_onnx.cards import Cards
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.stage_times import StageTimes
@@ -75,6 +76,7 @@ class CardSearch:
         self,
         histories: Histories,
         num_seen: npt.NDArray[np.int64] | None,
+        weighed: WeighedProviders | None,
         *,
         from_proposals: FromProposals,
         by_cpu: ByCpu,
@@ -85,6 +87,7 @@ class CardSearch:
         Args:
             histories: (n) what the model sees of each.
             num_seen: (n,) items that are left out of each list; None for none.
+            weighed: (n) the providers of each history; None without terms for them.
             from_proposals: makes exact lists of proposals, under the rules of the job.
             by_cpu: makes exact lists without.
             times: to which encode and retrieve are added; to encode, what it takes to feed the GPU.
@@ -95,13 +98,14 @@ class CardSearch:
         every = np.ones(len(histories.lengths), np.bool_)
         fetch = self._fetch(num_seen)
         with times.stage("encode"):
-            user_embedding, proposals = self._cards.propose(histories, fetch=fetch)
+            user_embedding, proposals = self._cards.propose(histories, fetch=fetch, weighed=weighed)
         with times.stage("retrieve"):
             lists, certain = from_proposals(every, user_embedding, proposals)
             again = ~certain
             on_cpu = np.zeros_like(again)
             if again.any():
-                proposals = self._cards.propose_again(user_embedding[again], fetch=_WIDER * fetch)
+                some = None if weighed is None else WeighedProviders(weighed.providers[again], weighed.terms[again])
+                proposals = self._cards.propose_again(user_embedding[again], fetch=_WIDER * fetch, weighed=some)
                 found, certain = from_proposals(again, user_embedding[again], proposals)
                 fill_lists(lists, again, found)
                 on_cpu[again] = ~certain

@@ -16,6 +16,7 @@ from onnxruntime import InferenceSession
 
 from ipsrec_kernels.item_table import ItemTable, items_by_norm
 from ipsrec_kernels.proposals import Proposals
+from ipsrec_kernels.weighed_providers import WeighedProviders
 from ipsrec_onnx.encoding import PaddedBatch, padded_batches, refuse_no_numbers
 from ipsrec_onnx.errors import ExecutionProviderError
 from ipsrec_onnx.histories import Histories
@@ -68,11 +69,13 @@ class Card(EncodingCard, Protocol):
     """What one GPU does for a job; threads share it."""
 
     def propose(
-        self, batches: Iterable[PaddedBatch], num_users: int, *, fetch: int
+        self, batches: Iterable[PaddedBatch], num_users: int, *, fetch: int, weighed: WeighedProviders | None
     ) -> tuple[npt.NDArray[np.float32], Proposals]:
-        """Encode them and propose about `fetch` items for each."""
+        """Encode them and propose about `fetch` items for each, and perhaps what history terms may bring up."""
 
-    def propose_again(self, user_embedding: npt.NDArray[np.float32], *, fetch: int) -> Proposals:
+    def propose_again(
+        self, user_embedding: npt.NDArray[np.float32], *, fetch: int, weighed: WeighedProviders | None
+    ) -> Proposals:
         """Propose for (n, dim) float32 users."""
 
 
@@ -126,17 +129,23 @@ class Cards(EncodingCards):
         super().__init__(model, cards)
         self._cards, self.search = cards, search
 
-    def propose(self, histories: Histories, *, fetch: int) -> tuple[npt.NDArray[np.float32], Proposals]:
+    def propose(
+        self, histories: Histories, *, fetch: int, weighed: WeighedProviders | None
+    ) -> tuple[npt.NDArray[np.float32], Proposals]:
         """Compute user embeddings and propose items for them; raises as encode."""
         with self._turn() as number:
-            found = self._cards[number].propose(self._batches(histories), len(histories.lengths), fetch=fetch)
+            found = self._cards[number].propose(
+                self._batches(histories), len(histories.lengths), fetch=fetch, weighed=weighed
+            )
         refuse_no_numbers(self._model, found[0])
         return found
 
-    def propose_again(self, user_embedding: npt.NDArray[np.float32], *, fetch: int) -> Proposals:
+    def propose_again(
+        self, user_embedding: npt.NDArray[np.float32], *, fetch: int, weighed: WeighedProviders | None
+    ) -> Proposals:
         """Propose items for users that are encoded; raises as encode."""
         with self._turn() as number:
-            return self._cards[number].propose_again(user_embedding, fetch=fetch)
+            return self._cards[number].propose_again(user_embedding, fetch=fetch, weighed=weighed)
 
 
 def card_widths(max_len: int) -> npt.NDArray[np.int64]:
@@ -176,6 +185,7 @@ def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, devi
             TritonCard(
                 embeddings,
                 by_norm,
+                table.item_provider,
                 device=place.format(number),
                 open_session=functools.partial(session, number),
                 run=run,

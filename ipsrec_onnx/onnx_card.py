@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from ipsrec_kernels.proposals import Proposals
+from ipsrec_kernels.weighed_providers import WeighedProviders
 from ipsrec_onnx.encoding import PaddedBatch
 from ipsrec_onnx.onnx_rewrite import TABLE
 from ipsrec_onnx.onnx_search import OnnxSearch
@@ -85,15 +86,17 @@ class OnnxCard(OnnxEncodingCard):
         self._search = OnnxSearch(item_embeddings, allowed, device=device, card=card)
 
     def propose(
-        self, batches: Iterable[PaddedBatch], num_users: int, *, fetch: int
+        self, batches: Iterable[PaddedBatch], num_users: int, *, fetch: int, weighed: WeighedProviders | None
     ) -> tuple[npt.NDArray[np.float32], Proposals]:
-        """Encode users and propose `fetch` items for each.
+        """Encode users and propose `fetch` items for each, by the plain score: what terms touch is not looked at.
 
         Vectors come to the host in between: a megabyte for a batch, and padding rows are not searched for.
         """
         users = self.encode(batches, num_users)
         return users, self._search.propose(users, fetch=fetch)
 
-    def propose_again(self, user_embedding: npt.NDArray[np.float32], *, fetch: int) -> Proposals:
+    def propose_again(
+        self, user_embedding: npt.NDArray[np.float32], *, fetch: int, weighed: WeighedProviders | None
+    ) -> Proposals:
         """Propose for (n, dim) float32 users."""
         return self._search.propose(user_embedding, fetch=fetch)

@@ -20,6 +20,7 @@ from ipsrec_kernels.proposals import Proposals
 from ipsrec_kernels.proposed import retrieve_proposed
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import retrieve
+from ipsrec_kernels.weighed_providers import weigh_providers
 from ipsrec_onnx.approximate import ApproximateIndex, propose
 from ipsrec_onnx.card_search import CardSearch, fill_lists
 from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions, Cards, open_cards
@@ -237,7 +238,12 @@ def _rank_on_cards(
         return _retrieve(ranker, user_embedding, _of_users(seen, users), weighed.of_users(users), None)
 
     num_seen = None if seen is None else np.diff(seen.offsets)
-    return search.rank(newest, num_seen, from_proposals=from_proposals, by_cpu=by_cpu, times=times)
+    providers, terms = None, ranker.model.history_terms
+    if terms is not None and weighed.providers.any():
+        with times.stage("retrieve"):
+            history = History(weighed.items, weighed.providers, weighed.offsets)
+            providers = weigh_providers(history, terms, num_providers=len(ranker.table.provider_offsets) - 2)
+    return search.rank(newest, num_seen, providers, from_proposals=from_proposals, by_cpu=by_cpu, times=times)
 
 
 def _retrieve(

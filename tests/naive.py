@@ -71,6 +71,15 @@ def pack_end_to_end(histories, *, width):
     return [places[h][0] for h in range(len(histories))], [places[h][1] for h in range(len(histories))], len(used)
 
 
+def weighed_providers(providers, weights, num_providers):
+    """Provider -> what a history (oldest first) adds to its items."""
+    totals = {}
+    for age, provider in reversed(list(enumerate(reversed(providers)))):
+        if 0 < provider <= num_providers:
+            totals[provider] = totals.get(provider, 0.0) + weights[age]
+    return totals
+
+
 def full_scores(item_embeddings, item_provider, user, history=(), providers=(), provider_terms=(), item_terms=()):
     """Score of each item for one user: float64 in the documented order, rounded once to float32."""
     num_rows, dim = item_embeddings.shape

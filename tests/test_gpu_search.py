@@ -11,6 +11,7 @@ import torch
 from ipsrec_gpu import search as search_module
 from ipsrec_gpu.scan_table import TILE_ITEMS, TILE_USERS, lay_out_items, lay_out_users, table_exponent
 from ipsrec_gpu.search import Search
+from ipsrec_kernels.proposals import UNKNOWN
 
 
 @pytest.fixture
@@ -54,9 +55,9 @@ def users_of(rng, kind, num_users, dim):
 
 def check_law(items, by_norm, users, *, fetch, top_k, every_group=False):
     """Propose, and compare with every exact score; gives the share of users whose list is certain."""
-    found = Search(torch.from_numpy(items), torch.from_numpy(by_norm)).propose(
-        torch.from_numpy(users), fetch=fetch, every_group=every_group
-    )
+    search = Search(torch.from_numpy(items), torch.from_numpy(by_norm), torch.zeros(len(items), dtype=torch.long))
+    found = search.propose(torch.from_numpy(users), fetch=fetch, every_group=every_group)
+    assert found.touched is None
     proposed, outside = found.items.numpy(), found.outside.numpy()
     assert (proposed.dtype, outside.dtype) == (np.int32, np.float32)
     assert len(proposed) == len(outside) == len(users)
@@ -121,6 +122,47 @@ def test_items_that_may_not_be_recommended_are_not_proposed(rng, small_catalogs_
     items, users = embeddings_of(rng, "gaussian", 2500, 32), users_of(rng, "gaussian", 10, 32)
     allowed = rng.random(2501) < 0.7
     assert check_law(items, by_norm_of(items, allowed), users, fetch=32, top_k=12) > 0.8
+
+
+@pytest.mark.parametrize("room_of", [8, 500])
+def test_items_of_the_historys_providers_reach_the_cut_or_are_left_out(rng, small_catalogs_are_sampled, room_of):
+    items, users = embeddings_of(rng, "gaussian", 2600, 32), users_of(rng, "gaussian", 12, 32)
+    allowed = rng.random(2601) < 0.9
+    item_provider = np.concatenate([[0], np.sort(rng.integers(0, 30, 2600))])
+    item_provider[item_provider == 29] = 28  # 29 is a provider without an item, and has no number any more
+    providers = np.array([rng.permutation(29)[:4] for _ in range(12)], np.int32)
+    providers[3] = 0
+    terms = (8 * rng.standard_normal((12, 4)) * (providers > 0)).astype(np.float32)
+    by_norm = by_norm_of(items, allowed)
+    found = Search(*(torch.from_numpy(part) for part in (items, by_norm, item_provider))).propose(
+        torch.from_numpy(users), fetch=room_of, weighed=(torch.from_numpy(providers), torch.from_numpy(terms))
+    )
+    touched, outside = found.touched.numpy(), found.outside.numpy()
+    assert touched.shape == (12, 2 * room_of)
+    for u in range(12):
+        exact = naive.full_scores(items, np.zeros(len(items), np.int32), users[u]).astype(np.float64)
+        full, own = exact.copy(), np.zeros(len(items), np.bool_)
+        for provider, term in zip(providers[u], terms[u], strict=True):
+            of_provider = (item_provider == provider) & (provider > 0) & allowed
+            of_provider[0] = False
+            full[of_provider] += float(term)
+            own |= of_provider
+        wanted = np.flatnonzero(own & (full > outside[u]))
+        if touched[u, 0] == UNKNOWN:
+            assert len(wanted) > room_of  # a bound is a little wide, not twice
+            continue
+        listed = touched[u][touched[u] > 0]
+        assert len(np.unique(listed)) == len(listed)
+        assert own[listed].all()
+        assert np.isin(wanted, listed).all()
+    assert (touched[:, 0] == UNKNOWN).any() == (room_of == 8)
+
+
+def test_no_provider_at_all_touches_nothing(rng):
+    items, users = embeddings_of(rng, "gaussian", 200, 16), users_of(rng, "gaussian", 3, 16)
+    search = Search(*(torch.from_numpy(part) for part in (items, by_norm_of(items), np.zeros(201, np.int64))))
+    nothing = torch.zeros((3, 0), dtype=torch.int32), torch.zeros((3, 0))
+    assert not search.propose(torch.from_numpy(users), fetch=10, weighed=nothing).touched.any()
 
 
 def test_a_user_of_zeros_is_uncertain_and_its_neighbours_are_not(rng):

@@ -6,7 +6,7 @@ import pytest
 
 from ipsrec_kernels.history_items import History, HistoryTerms
 from ipsrec_kernels.item_table import build_item_table
-from ipsrec_kernels.proposals import Proposals
+from ipsrec_kernels.proposals import UNKNOWN, Proposals
 from ipsrec_kernels.proposed import retrieve_proposed
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import TILE_USERS
@@ -48,6 +48,23 @@ class Case:
                 np.nextafter(np.float32(rest.max()), np.float32(np.inf)) if np.isfinite(rest).any() else -np.inf
             )
         return Proposals(items, outside)
+
+    def touch(self, proposals, *, few=10**9):
+        """Add the items of each history's providers that could score above outside; UNKNOWN where they are many."""
+        rows = []
+        for u, outside in enumerate(proposals.outside):
+            own = set(self.providers[u]) - {0}
+            scores = naive.full_scores(
+                self.items, self.item_provider, self.users[u], self.histories[u], self.providers[u],
+                self.terms[0], np.zeros(MAX_LEN),
+            )  # fmt: skip
+            row = [i for i in range(1, NUM_ITEMS + 1) if self.item_provider[i] in own and scores[i] > outside]
+            row = [i for i in row if self.allowed[i]]
+            rows.append(row if len(row) <= few else [UNKNOWN])
+        touched = np.zeros((len(rows), max((len(row) for row in rows), default=0) + 1), np.int32)
+        for u, row in enumerate(rows):
+            touched[u, : len(row)] = row
+        return proposals._replace(touched=touched)
 
     def run(self, proposals, top_k, *, big_provider=512):
         history = terms = None
@@ -152,6 +169,8 @@ def test_any_proposals_under_all_rules(rng):
         for big_provider in (1, 8, 512):
             wide = case.propose(best(200))
             assert case.check(wide, 10, big_provider=big_provider) > 50
+            assert case.check(case.touch(wide), 10, big_provider=big_provider) > 50
+            assert case.check(case.touch(wide, few=3), 10, big_provider=big_provider) > 50
             narrow = case.propose(lambda u, scores: rng.choice(np.flatnonzero(np.isfinite(scores)), 100, replace=False))
             case.check(narrow, 10, big_provider=big_provider)
 
@@ -170,6 +189,9 @@ def test_seen_items_make_room_for_others_or_make_the_list_uncertain(rng):
         ({"outside": np.zeros(3, np.float32)}, "proposals are of 20 and 3 users"),
         ({"items": np.full((20, 4), NUM_ITEMS + 1, np.int32)}, "is 401, expected 0..400"),
         ({"items": np.zeros((20, 4), np.int64)}, "proposals.items is int64"),
+        ({"touched": np.zeros((3, 4), np.int32)}, r"proposals.touched has shape \(3, 4\), expected \(20, 1 or more\)"),
+        ({"touched": np.zeros((20, 0), np.int32)}, r"proposals.touched has shape \(20, 0\)"),
+        ({"touched": np.full((20, 1), -2, np.int32)}, "is -2, expected -1..400"),
     ],
 )
 def test_proposals_of_something_else_are_refused(rng, change, message):

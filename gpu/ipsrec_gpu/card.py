@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ipsrec_gpu.search import USERS_AT_ONCE, Search
 from ipsrec_kernels.proposals import Proposals
+from ipsrec_kernels.weighed_providers import WeighedProviders
 
 
 class Batch(Protocol):
@@ -37,6 +38,7 @@ class TritonCard:
     Args:
         item_embeddings: (num_items + 1, dim) float32; laid on the device once, for encoding and searching.
         by_norm: (M,) int32 item_index that may be proposed, largest norm first, M of 1 or more.
+        item_provider: (num_items + 1,) int32 provider_index of each item.
         device: "cuda:0", or "cpu" where TRITON_INTERPRET is set.
         open_session: opens the session of the graph with item_embeddings as an input; is told the handle of the stream
             that runs are to be queued on, None on the CPU.
@@ -47,6 +49,7 @@ class TritonCard:
         self,
         item_embeddings: npt.NDArray[np.float32],
         by_norm: npt.NDArray[np.int32],
+        item_provider: npt.NDArray[np.int32],
         *,
         device: str,
         open_session: Callable[[int | None], Any],
@@ -60,7 +63,8 @@ class TritonCard:
             self._streams = (torch.cuda.Stream(self.device), torch.cuda.Stream(self.device))
         with self._encoding():
             self._embeddings = torch.from_numpy(np.array(item_embeddings)).to(self.device)
-            self._search = Search(self._embeddings, torch.from_numpy(np.array(by_norm)).long().to(self.device))
+            indices = (torch.from_numpy(np.array(part)).long().to(self.device) for part in (by_norm, item_provider))
+            self._search = Search(self._embeddings, *indices)
             self._session = open_session(self._streams[0].cuda_stream if self._streams else None)
         if self._streams:
             self._streams[0].synchronize()
@@ -83,29 +87,45 @@ class TritonCard:
         return encoded
 
     def propose(
-        self, batches: Iterable[Batch], num_users: int, *, fetch: int
+        self, batches: Iterable[Batch], num_users: int, *, fetch: int, weighed: WeighedProviders | None
     ) -> tuple[npt.NDArray[np.float32], Proposals]:
-        """Encode users and propose about `fetch` items for each; arguments and first result as for encode."""
+        """Encode users and propose about `fetch` items for each, and what history terms may bring up.
+
+        Args:
+            batches: as for encode.
+            num_users: likewise.
+            fetch: items for each user.
+            weighed: (num_users) the providers of their histories; None without history terms.
+
+        Returns:
+            (num_users, dim) float32, and (num_users) proposals.
+        """
         staged = [self._staged(batch) for batch in batches]
+        providers = self._staged_providers(weighed)
         with self._lock:
             with self._encoding():
                 users = self._encoded(staged, num_users)
-            (user_embedding, items, outside), done = self._searched(users, fetch=fetch, every_group=False)
-        _wait(done)
-        return user_embedding.numpy(), Proposals(items.numpy(), outside.numpy())
+            found, done = self._searched(users, providers, fetch=fetch, every_group=False)
+        return self._proposals(found, done)
 
-    def propose_again(self, user_embedding: npt.NDArray[np.float32], *, fetch: int) -> Proposals:
+    def propose_again(
+        self, user_embedding: npt.NDArray[np.float32], *, fetch: int, weighed: WeighedProviders | None
+    ) -> Proposals:
         """Propose for users that are encoded, where a first search was not enough: (n, dim) float32."""
+        providers = self._staged_providers(weighed)
         with self._lock:
             with self._encoding():
                 users = torch.from_numpy(user_embedding).to(self.device)
-            (_, items, outside), done = self._searched(users, fetch=fetch, every_group=True)
-        _wait(done)
-        return Proposals(items.numpy(), outside.numpy())
+            found, done = self._searched(users, providers, fetch=fetch, every_group=True)
+        return self._proposals(found, done)[1]
 
     def _staged(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """A batch in memory that a GPU reads by itself."""
         return self._pinned(batch.rows), {name: self._pinned(array) for name, array in batch.inputs().items()}
+
+    def _staged_providers(self, weighed: WeighedProviders | None) -> tuple[Tensor, ...]:
+        """Providers and terms, or nothing, likewise."""
+        return () if weighed is None else tuple(self._pinned(part) for part in weighed)
 
     def _pinned(self, array: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -132,16 +152,20 @@ class TritonCard:
         return self.device.type, self.device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr()
 
     def _searched(
-        self, users: Tensor, *, fetch: int, every_group: bool
+        self, users: Tensor, providers: tuple[Tensor, ...], *, fetch: int, every_group: bool
     ) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
-        """Users, items and bounds on the host once the event has come; the search waits for the users by itself."""
+        """Users and what Found has, on the host once the event has come; the search waits for the users by itself."""
         if self._streams:
             self._streams[1].wait_stream(self._streams[0])
             users.record_stream(self._streams[1])
         with self._searching():
-            parts = [
-                self._search.propose(some, fetch=fetch, every_group=every_group) for some in users.split(USERS_AT_ONCE)
-            ]
+            on_device = [part.to(self.device, non_blocking=True) for part in providers]
+            parts = []
+            for first in range(0, len(users), USERS_AT_ONCE):
+                some = slice(first, first + USERS_AT_ONCE)
+                weighed = (on_device[0][some], on_device[1][some]) if on_device else None
+                found = self._search.propose(users[some], fetch=fetch, weighed=weighed, every_group=every_group)
+                parts.append([part for part in found if part is not None])
             return self._fetched(users, *(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _fetched(self, *tensors: Tensor) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
@@ -154,6 +178,14 @@ class TritonCard:
         done = torch.cuda.Event(blocking=True)  # or every waiting thread would keep a core busy
         done.record()
         return hosts, done
+
+    def _proposals(
+        self, found: tuple[Tensor, ...], done: torch.cuda.Event | None
+    ) -> tuple[npt.NDArray[np.float32], Proposals]:
+        """Wait for what _searched gave; users and proposals as NumPy arrays."""
+        _wait(done)
+        user_embedding, *proposed = (tensor.numpy() for tensor in found)
+        return user_embedding, Proposals(*proposed)
 
     def _encoding(self) -> contextlib.AbstractContextManager[Any]:
         return torch.cuda.stream(self._streams[0]) if self._streams else contextlib.nullcontext()

@@ -139,3 +139,50 @@ def keep_items(users, user_norms, user_errors, items, tile_norms, tile_errors, i
     start = tl.atomic_add(counts + row, tl.sum(keep, axis=0), sem="relaxed")
     free = start + tl.cumsum(keep, axis=0) - keep
     tl.store(kept + row.to(tl.int64) * room + free, item, mask=(keep == 1) & (free < room))
+
+
+@triton.jit
+def keep_of_providers(users, user_norms, user_errors, items, tile_norms, tile_errors, item_at, providers, terms,
+                      offsets, places, cuts, counts, kept, width, room, CHUNK: tl.constexpr, BN: tl.constexpr,
+                      D: tl.constexpr):  # fmt: skip
+    """List the items of some providers whose high, with the provider's term, reaches the user's cut, in any order.
+
+    Grid: (B, width).
+
+    Args:
+        users: this and what follows as for group_highs.
+        user_norms: (B,) float32.
+        user_errors: (B,) float32.
+        items: (tiles * BN, D) fp16.
+        tile_norms: (tiles,) float32.
+        tile_errors: (tiles,) float32.
+        item_at: (tiles * BN,) int32 item_index of each place.
+        providers: (B, width) int32, each of a row once; 0 fills up.
+        terms: (B, width) float32, what is added to the scores of their items, rounded up.
+        offsets: (largest provider + 2,) int64 into places; provider 0 has none.
+        places: of the items of each provider, one provider behind the other, int32.
+        cuts: (B,) float32.
+        counts: (B,) int32, zeros; out: items that reach the cut, more than room where some found no place.
+        kept: (B, room) int32 item_index out.
+        width: of a row of providers.
+        room: items that are kept at most.
+    """
+    row, k = tl.program_id(0), tl.arange(0, D)
+    at = row.to(tl.int64) * width + tl.program_id(1)
+    provider, term = tl.load(providers + at), tl.load(terms + at)
+    user_norm, user_error, cut = tl.load(user_norms + row), tl.load(user_errors + row), tl.load(cuts + row)
+    u = tl.load(users + row * D + k).to(tl.float32)
+    stop = tl.load(offsets + provider + 1)
+    for first in range(tl.load(offsets + provider), stop, CHUNK):
+        entry = first + tl.arange(0, CHUNK)
+        there = entry < stop
+        place = tl.load(places + entry, mask=there, other=0)
+        tile = place // BN
+        v = tl.load(items + place.to(tl.int64)[:, None] * D + k[None, :]).to(tl.float32)  # (CHUNK, D)
+        bound = user_norm * tl.load(tile_errors + tile) + user_error * tl.load(tile_norms + tile)
+        high = tl.sum(v * u[None, :], axis=1) + bound + term
+        keep = (there & (high >= cut)).to(tl.int32)
+        start = tl.atomic_add(counts + row, tl.sum(keep, axis=0), sem="relaxed")
+        free = start + tl.cumsum(keep, axis=0) - keep
+        item = tl.load(item_at + place)
+        tl.store(kept + row.to(tl.int64) * room + free, item, mask=(keep == 1) & (free < room))

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ipsrec_gpu.scan_kernels import group_highs, keep_groups, keep_items
+from ipsrec_gpu.scan_kernels import group_highs, keep_groups, keep_items, keep_of_providers
 from ipsrec_gpu.scan_table import (
     TILE_ITEMS,
     TILE_USERS,
@@ -24,6 +24,7 @@ from ipsrec_gpu.scan_table import (
     power_of_two,
     table_exponent,
 )
+from ipsrec_kernels.proposals import UNKNOWN
 
 LARGEST_DIM: Final = 128  # of wider ones tiles do not fit into registers and shared memory
 USERS_AT_ONCE: Final = 8192
@@ -44,10 +45,12 @@ class Found(NamedTuple):
     Attributes:
         items: (B, P) int32 item_index, PADDING where there are fewer.
         outside: (B,) float32; no item that a row lacks has an exact score above it; +inf where too many came.
+        touched: (B, T) int32, as in Proposals; None where no providers were given.
     """
 
     items: Tensor
     outside: Tensor
+    touched: Tensor | None
 
 
 class Search:
@@ -56,9 +59,10 @@ class Search:
     Args:
         embeddings: (num_items + 1, dim) float32 on the device, finite, dim up to LARGEST_DIM; not kept.
         by_norm: (M,) int64 item_index that may be proposed, largest norm first, M of 1 or more.
+        item_provider: (num_items + 1,) int64 provider_index of each item, 0 for none.
     """
 
-    def __init__(self, embeddings: Tensor, by_norm: Tensor) -> None:
+    def __init__(self, embeddings: Tensor, by_norm: Tensor, item_provider: Tensor) -> None:
         self.num_items = len(by_norm)
         generator = torch.Generator().manual_seed(0)
         shuffled = torch.randperm(self.num_items, generator=generator).to(by_norm.device)
@@ -75,17 +79,32 @@ class Search:
             # Every threshold is a right one: this one is of plain products, or few groups would pass.
             nothing = torch.zeros_like(sample.tile_norms)
             self.sample = sample._replace(tile_norms=nothing, tile_errors=nothing)
+        # The places of each provider's items, one provider behind the other; a copy is nobody's.
+        of_place = torch.where(self.table.item_at > 0, item_provider[self.table.item_at.long()], 0)
+        counts = torch.bincount(of_place, minlength=int(item_provider.max()) + 1)
+        counts[0] = 0
+        self.provider_offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        self.provider_places = torch.argsort(of_place, stable=True)[int((of_place == 0).sum()) :].int()
         device = embeddings.device
         self.programs = 2 * _MULTIPROCESSORS
         if device.type == "cuda":
             self.programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
-    def propose(self, user_embedding: Tensor, *, fetch: int, every_group: bool = False) -> Found:
+    def propose(
+        self,
+        user_embedding: Tensor,
+        *,
+        fetch: int,
+        weighed: tuple[Tensor, Tensor] | None = None,
+        every_group: bool = False,
+    ) -> Found:
         """Propose about `fetch` items for each user.
 
         Args:
             user_embedding: (B, dim) float32 on the device, finite; B up to USERS_AT_ONCE.
             fetch: how many, 1 or more; all where there are no more items.
+            weighed: (B, W) int32 providers of each user's history, each of a row once, 0 for none; and (B, W) float32
+                what is added to the scores of their items, rounded up.
             every_group: write the highs of all groups, whatever the catalog's size: slower, and never too many groups.
         """
         users = lay_out_users(user_embedding)
@@ -112,10 +131,40 @@ class Search:
             G=group,
             D=users.users.shape[1],
         )
+        touched = None if weighed is None else self._touched(users, cuts, *weighed, room=2 * fetch)
         outside = torch.where(counts > room, torch.inf, cuts).double() / power_of_two(users.exponents)
         outside = (outside * 2.0**-self.table.exponent).float()
         rounded_up = torch.nextafter(outside, outside.new_tensor(torch.inf))
-        return Found(kept[:count], torch.where(outside.isinf(), outside, rounded_up)[:count])
+        return Found(kept[:count], torch.where(outside.isinf(), outside, rounded_up)[:count], touched)
+
+    def _touched(self, users: ScanUsers, cuts: Tensor, providers: Tensor, terms: Tensor, *, room: int) -> Tensor:
+        """(B, room) int32: items of these providers that could reach the cut; UNKNOWN where they are too many."""
+        count, width = providers.shape
+        kept = providers.new_zeros((count, room))
+        if width == 0:
+            return kept
+        counts = providers.new_zeros(count)
+        scales = power_of_two(users.exponents[:count] + self.table.exponent)
+        scaled = terms.double() * scales.unsqueeze(1)
+        scaled = (scaled + scaled.abs() * 2.0**-20).float()  # pays for float32, here and in the sum
+        keep_of_providers[(count, width)](
+            *_scan_arguments(users, self.table),
+            self.table.item_at,
+            providers,
+            scaled,
+            self.provider_offsets,
+            self.provider_places,
+            cuts,
+            counts,
+            kept,
+            width,
+            room,
+            CHUNK=_CHUNK * _GROUP,
+            BN=TILE_ITEMS,
+            D=users.users.shape[1],
+        )
+        kept[:, 0] = torch.where(counts > room, UNKNOWN, kept[:, 0])
+        return kept
 
     def _room(self, fetch: int) -> int:
         """P: the best items of `fetch` groups, and some more, for a group may have two that reach the cut."""

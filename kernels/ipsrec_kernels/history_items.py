@@ -134,16 +134,22 @@ def offer_histories(table, users, norms, first, filters, terms, lists, k, cap, s
     """
     for r in range(len(lists.counts)):
         offer_items(terms.sorted_items, table, users, first + r, filters.unwanted, terms, lists, r, k, cap, slots)
-        own, before = terms.sorted_providers, 0  # provider 0 is "no provider"
-        for at in range(own.offsets[first + r], own.offsets[first + r + 1]):
-            provider = own.values[at]
-            if provider == before or provider >= len(table.provider_offsets) - 1:
-                continue
-            before = provider
-            if _is_big(table, provider):
-                continue
-            term = provider_term(terms, first + r, provider)
-            _offer_provider(table, provider, term, users, first + r, norms[first + r], filters, lists, r, k, cap, slots)
+        offer_providers(table, users, norms, first, filters, terms, lists, r, k, cap, slots)
+
+
+@njit(cache=True, nogil=True)
+def offer_providers(table, users, norms, first, filters, terms, lists, r, k, cap, slots):
+    """Kernel: the second half of that, for list r alone."""
+    own, before = terms.sorted_providers, 0  # provider 0 is "no provider"
+    for at in range(own.offsets[first + r], own.offsets[first + r + 1]):
+        provider = own.values[at]
+        if provider == before or provider >= len(table.provider_offsets) - 1:
+            continue
+        before = provider
+        if _is_big(table, provider):
+            continue
+        term = provider_term(terms, first + r, provider)
+        _offer_provider(table, provider, term, users, first + r, norms[first + r], filters, lists, r, k, cap, slots)
 
 
 @njit(cache=True, nogil=True)
@@ -153,8 +159,8 @@ def _is_big(table, provider):
 
 
 @njit(cache=True, nogil=True)
-def scan_big(table, users, scan_users, scratch, first, filters, terms, lists, k, cap, slots):
-    """Kernel: scan the items of each big provider for the users whose history has it.
+def scan_big(table, users, scan_users, scratch, first, filters, terms, lists, wanted, k, cap, slots):
+    """Kernel: scan the items of each big provider for the users whose history has it, of those that `wanted` selects.
 
     Exact scores of all would take longer. Before the scan of all items, which leaves these out: if they are the best of
     all, it would start with nothing but items to leave out, and without a floor.
@@ -163,7 +169,9 @@ def scan_big(table, users, scan_users, scratch, first, filters, terms, lists, k,
     for big, provider in enumerate(table.big_providers):
         found = 0
         for r in range(len(lists.counts)):
-            if may_hold(filters.provider_bits, r, provider) and is_provider_left_out(filters, first + r, provider):
+            if not wanted[r] or not may_hold(filters.provider_bits, r, provider):
+                continue
+            if is_provider_left_out(filters, first + r, provider):
                 lists.terms[r] = provider_term(terms, first + r, provider)
                 rows[found] = r
                 found += 1

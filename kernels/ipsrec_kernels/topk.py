@@ -130,7 +130,8 @@ def _retrieve(
         else:
             fill_bits(filters, first, len(some.counts))
             if with_terms and len(table.big_providers):  # a call's arguments alone cost one user 40 microseconds
-                scan_big(table, users, scan_users, scratch, first, filters, terms, some, top_k, cap, slots)
+                every_one = np.ones(len(some.counts), np.bool_)
+                scan_big(table, users, scan_users, scratch, first, filters, terms, some, every_one, top_k, cap, slots)
             every = np.arange(len(some.counts))
             scan(table, users, scan_users, scratch, first, some, every, 0, top_k, cap, filters, slots)
             if with_terms:
