@@ -167,3 +167,24 @@ def target_rank(scores, target, *, columns, history, weights):
     row = full_row(scores, columns, history, weights)
     at = int(columns.of_item[target])
     return 1 + sum(score > row[at] or (score == row[at] and i < at) for i, score in enumerate(row))
+
+
+def best_left_out(item_embeddings, allowed, user, proposed):
+    """The largest inner product, in float64, of an allowed item that is not proposed; -inf where there is none."""
+    left_out = [item for item in np.flatnonzero(allowed) if item != 0 and item not in set(proposed)]
+    products = [float(item_embeddings[item].astype(np.float64) @ user.astype(np.float64)) for item in left_out]
+    return max(products, default=-math.inf)
+
+
+def half_logits(items, users):
+    """Items times users scaled to (1, 2], the same in float16 as a search scans them, and the norms of these users."""
+    products, logits, norms = [], [], []
+    for user in users.astype(np.float64):
+        largest = np.abs(user).max()
+        exponent = 126 if largest == 0 else min(126, max(-126, -(math.frexp(np.nextafter(largest, 0))[1] - 1)))
+        scaled = user * 2.0**exponent
+        products.append(items.astype(np.float64) @ scaled)
+        rounded = items.astype(np.float16).astype(np.float64) @ scaled.astype(np.float16).astype(np.float64)
+        logits.append(rounded.astype(np.float16).astype(np.float64))
+        norms.append(np.linalg.norm(scaled))
+    return np.array(products), np.array(logits), np.array(norms)

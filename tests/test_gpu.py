@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from model_files import write_model_file
+from test_onnx_onnx_search import KINDS, check_law, make
 from training_data import make_interactions
 
 from ipsrec_onnx.doctor import doctor
+from ipsrec_onnx.onnx_search import OnnxSearch
 from ipsrec_onnx.scoring import score
-from ipsrec_onnx.session import available_execution_providers
+from ipsrec_onnx.session import available_execution_providers, place_on_device
 from ipsrec_train.prepare import prepare
 from ipsrec_train.settings import MODEL_SETTINGS, settings_for
 from ipsrec_train.train import train
@@ -64,6 +66,29 @@ def test_scoring_on_the_gpu_gives_the_lists_of_the_cpu(tmp_path, rng):
         lists[device] = pq.read_table(tmp_path / f"{device}.parquet")
     # This model only adds float32 numbers, so that both devices give the same bits.
     assert lists["cuda"].equals(lists["cpu"])
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [64, 100])
+def test_no_item_that_the_search_by_onnx_leaves_out_is_above_the_bound(kind, dim, rng):
+    embeddings, users = make(kind, rng, 200_000, dim)
+    allowed = rng.random(200_001) < 0.9
+    proposals = OnnxSearch(embeddings, allowed, device="cuda").propose(users, fetch=128)
+    check_law(embeddings, allowed, users, proposals, fetch=128)
+
+
+@needs_onnxruntime
+def test_most_lists_of_the_search_by_onnx_are_certain(rng):
+    embeddings = rng.standard_normal((200_001, 64)).astype(np.float32)
+    users = rng.standard_normal((1_100, 64)).astype(np.float32)
+    search = OnnxSearch(embeddings, None, device="cuda")
+    proposals = search.propose(users, fetch=128)
+    products = check_law(embeddings, None, users, proposals, fetch=128)
+    last = np.partition(products[:, 1:], -100, axis=1)[:, -100]
+    assert (last > proposals.outside).mean() >= 0.99
+    placed = search.propose_on_device(place_on_device(users, device="cuda"), fetch=128)
+    np.testing.assert_array_equal(placed.outside, proposals.outside)
 
 
 @needs_onnxruntime

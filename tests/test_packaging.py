@@ -76,9 +76,10 @@ def test_doctor_finds_nothing_wrong_there(scoring_machine, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_wheel_holds_the_templates_of_the_reports(scoring_machine):
+def test_the_wheel_holds_the_templates_of_the_reports_and_the_graph_of_the_search(scoring_machine):
     (folder,) = (scoring_machine.parent / "lib").glob("python*/site-packages/ipsrec_onnx")
-    assert {"page_shell.html.j2", "run_report.html.j2"} <= {path.name for path in folder.iterdir()}
+    files = {path.name for path in folder.iterdir()}
+    assert {"page_shell.html.j2", "run_report.html.j2", "search_graph.onnx"} <= files
 
 
 def test_a_report_without_its_extra_is_refused_before_any_work(scoring_machine, tmp_path):
