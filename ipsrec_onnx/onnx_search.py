@@ -85,7 +85,7 @@ class OnnxSearch:
         Args:
             item_embeddings: (num_items + 1, dim) float32; row 0 belongs to PADDING and is not read.
             allowed: (num_items + 1,) bool, items that may be proposed; None allows all. PADDING never is.
-            device: "cuda", or "cpu", which gives the same and is slower than the kernels of the CPU.
+            device: "cuda"; or "cpu", for tests: the same law holds, but kernels of our own are faster there.
             card: which GPU, by CUDA's number.
 
         Raises:
@@ -103,10 +103,8 @@ class OnnxSearch:
             for name, array in table._asdict().items()
             if name in _ON_DEVICE and table.num_items
         }
-        # The arrays of the items themselves are on the device now.
-        self._table = table._replace(
-            scan_items=table.scan_items[:0], exact_items=table.exact_items[:0], item_at=table.item_at.copy()
-        )
+        # The items themselves are on the device now.
+        self._table = table._replace(scan_items=table.scan_items[:0].copy(), exact_items=table.exact_items[:0].copy())
         self._lock = threading.Lock()
 
     def propose(self, user_embedding: Float32Array, *, fetch: int) -> Proposals:
@@ -129,6 +127,8 @@ class OnnxSearch:
         if not np.isfinite(users).all():
             row = int((~np.isfinite(users)).any(axis=1).argmax())
             raise ValueError(f"user_embedding[{row}] has NaN or infinity, expected finite numbers")
+        if len(users) == 0:  # no bytes to place
+            return Proposals(np.zeros((0, check_at_least("fetch", fetch, low=1)), np.int32), np.zeros(0, np.float32))
         return self.propose_on_device(place_on_device(users, device=self._device, card=self._card), fetch=fetch)
 
     def propose_on_device(self, users: onnxruntime.OrtValue, *, fetch: int) -> Proposals:
@@ -161,7 +161,7 @@ class OnnxSearch:
     ) -> tuple[Int32Array, Float32Array]:
         """Search for the users of a slice, filled up with zeros to `at_once`."""
         table, count = self._table, some.stop - some.start
-        blocks, dims = table.block_errors.shape[1], table.dim + -table.dim % 8
+        blocks, dims = table.block_errors.shape[1], table.scan_items.shape[1]
         groups = blocks * BLOCK // GROUP
         kept_blocks = min(_kept_groups(fetch), blocks)
         kept_groups = min(_kept_groups(fetch), kept_blocks * BLOCK // GROUP)
@@ -206,7 +206,7 @@ def _kept_groups(fetch: int) -> int:
 
 def _users_at_once(table: SearchTable, num_users: int, fetch: int) -> int:
     """Users of a run: a power of two, as many as there are or as the device takes; 1 or more."""
-    places, dims = table.block_errors.shape[1] * BLOCK, table.dim + -table.dim % 8
+    places, dims = table.block_errors.shape[1] * BLOCK, table.scan_items.shape[1]
     most = min(_MOST_USERS, _MOST_LOGITS // places, _MOST_CANDIDATES // (_kept_groups(fetch) * GROUP * dims))
     there = 1 << max(num_users - 1, _FEWEST_USERS - 1).bit_length()
     return int(min(there, 1 << (max(most, 1).bit_length() - 1)))

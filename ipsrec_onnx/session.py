@@ -223,8 +223,10 @@ def _missing(device: str) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """ONNX Runtime has no class of its own for this."""
-    return any(words in str(error) for words in ("bad_alloc", "allocate memory", "out of memory"))
+    """ONNX Runtime has no class of its own for this; a package without CUDA says that it cannot allocate, too."""
+    text = str(error)
+    found = any(words in text for words in ("bad_alloc", "allocate memory", "out of memory"))
+    return found and "using this package" not in text
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from ipsrec_onnx import onnx_search
 from ipsrec_onnx.errors import DefectError, ExecutionProviderError
 from ipsrec_onnx.onnx_search import GRAPH, OnnxSearch
 from ipsrec_onnx.search_table import BLOCK, build_search_table
-from ipsrec_onnx.session import place_on_device
+from ipsrec_onnx.session import available_execution_providers, place_on_device
 
 HALF_STEP = 2.0**-11  # of float16, relative
 USERS = 9
@@ -332,6 +332,15 @@ def test_sums_in_float16_are_refused(rng, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(ExecutionProviderError, match="on a aarch64 CPU"):
         OnnxSearch(embeddings, None, device="cpu")
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in available_execution_providers(), reason="onnxruntime has CUDA")
+def test_a_gpu_that_is_not_there_is_an_error(rng):
+    embeddings, _ = make(gaussian, rng, 500, 8)
+    with pytest.raises(ExecutionProviderError, match="CUDAExecutionProvider is not in this onnxruntime"):
+        OnnxSearch(embeddings, None, device="cuda")
+    with pytest.raises(ExecutionProviderError, match=r"16 bytes cannot be copied to device 3: .*`ipsrec doctor"):
+        place_on_device(np.zeros(4, np.float32), device="cuda", card=3)
 
 
 def test_a_graph_that_fails_is_a_defect(rng):
