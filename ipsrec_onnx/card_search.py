@@ -93,7 +93,7 @@ class CardSearch:
             times: to which encode and retrieve are added; to encode, what it takes to feed the GPU.
 
         Raises:
-            ModelFileError, MemoryError: as Cards.encode.
+            ModelFileError, OutOfMemoryError: as Cards.encode.
         """
         every = np.ones(len(histories.lengths), np.bool_)
         fetch = self._fetch(num_seen)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Final, Literal, Protocol, get_args
+from typing import Final, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from ipsrec_kernels.item_table import ItemTable, items_by_norm
 from ipsrec_kernels.proposals import Proposals
 from ipsrec_kernels.weighed_providers import WeighedProviders
 from ipsrec_onnx.encoding import PaddedBatch, padded_batches, refuse_no_numbers
-from ipsrec_onnx.errors import ExecutionProviderError
+from ipsrec_onnx.errors import ExecutionProviderError, OutOfMemoryError
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.onnx_card import OnnxCard, OnnxEncodingCard
@@ -26,6 +26,7 @@ from ipsrec_onnx.onnx_rewrite import graph_with_table_input
 from ipsrec_onnx.session import Device, open_session, refuse_missing, run_bound
 from ipsrec_onnx.versions import how_to_install
 
+Opened = TypeVar("Opened")
 SearchName = Literal["auto", "cpu", "triton", "onnx"]
 
 # Rows of a batch on a GPU: from 4,096 on an H100 gains little (docs/gpu.md), and a batch that is not full is filled up.
@@ -91,7 +92,7 @@ class EncodingCards:
 
         Raises:
             ModelFileError: the graph fails, or gives NaN or infinity.
-            MemoryError: a GPU's memory ran out.
+            OutOfMemoryError: a GPU's memory ran out.
         """
         with self._turn() as number:
             user_embedding = self._encoding[number].encode(self._batches(histories), len(histories.lengths))
@@ -108,11 +109,8 @@ class EncodingCards:
             number = self._in_work.index(min(self._in_work))
             self._in_work[number] += 1
         try:
-            yield number
-        except RuntimeError as error:
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-                raise MemoryError(str(error).splitlines()[0]) from error
-            raise
+            with _memory_of_gpu(number):
+                yield number
         finally:
             with self._lock:
                 self._in_work[number] -= 1
@@ -148,6 +146,24 @@ class Cards(EncodingCards):
             return self._cards[number].propose_again(user_embedding, fetch=fetch, weighed=weighed)
 
 
+@contextmanager
+def _memory_of_gpu(number: int) -> Iterator[None]:
+    """Say of torch's error that memory ran out, and whose.
+
+    Raises:
+        OutOfMemoryError: so it did.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch is not imported here
+            said = str(error).partition(". ")[0].splitlines()[0]
+            raise OutOfMemoryError(
+                f"GPU {number}: its memory ran out ({said}); free it, or take a GPU with more (--gpus)"
+            ) from error
+        raise
+
+
 def card_widths(max_len: int) -> npt.NDArray[np.int64]:
     """Widths of the buckets on a GPU, ascending: quarters of max_len. More would leave more batches half full."""
     return np.unique([-(-max_len * quarters // 4) for quarters in (1, 2, 3, 4)])
@@ -168,6 +184,7 @@ def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, devi
     Raises:
         ExecutionProviderError: a GPU or what the search needs is not there.
         ModelFileError: the graph cannot be used.
+        OutOfMemoryError: a GPU's memory is too small.
     """
     refuse_missing(device)
     by_norm, embeddings = items_by_norm(table), model.item_embeddings
@@ -180,9 +197,11 @@ def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, devi
     if search == "triton":
         from ipsrec_gpu.card import TritonCard  # torch takes seconds to load
 
+        _refuse_missing_gpus(options.gpus, device)
         run, place = functools.partial(run_bound, wait=device == "cpu"), "cpu" if device == "cpu" else "cuda:{}"
-        cards: list[Card] = [
-            TritonCard(
+
+        def open_card(number: int) -> Card:
+            return TritonCard(
                 embeddings,
                 by_norm,
                 table.item_provider,
@@ -190,17 +209,37 @@ def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, devi
                 open_session=functools.partial(session, number),
                 run=run,
             )
-            for number in options.gpus
-        ]
-        return Cards(model, cards, search=search)
+
+        return Cards(model, [_opened(open_card, number) for number in options.gpus], search=search)
     if search == "onnx":
-        cards = [
-            OnnxCard(session(number), embeddings, table.allowed, device=device, card=number) for number in options.gpus
-        ]
-        return Cards(model, cards, search=search)
-    return EncodingCards(
-        model, [OnnxEncodingCard(session(number), embeddings, device=device, card=number) for number in options.gpus]
-    )
+
+        def open_onnx_card(number: int) -> Card:
+            return OnnxCard(session(number), embeddings, table.allowed, device=device, card=number)
+
+        return Cards(model, [_opened(open_onnx_card, number) for number in options.gpus], search=search)
+
+    def open_encoding_card(number: int) -> EncodingCard:
+        return OnnxEncodingCard(session(number), embeddings, device=device, card=number)
+
+    return EncodingCards(model, [_opened(open_encoding_card, number) for number in options.gpus])
+
+
+def _opened(open_one: Callable[[int], Opened], number: int) -> Opened:
+    """Open a GPU's card; where its memory is too small, say of which."""
+    with _memory_of_gpu(number):
+        opened = open_one(number)
+    return opened
+
+
+def _refuse_missing_gpus(gpus: Sequence[int], device: Device) -> None:
+    """Refuse numbers that torch has no GPU for; ONNX Runtime says so by itself."""
+    from ipsrec_gpu.available import num_gpus
+
+    there = num_gpus()
+    if device == "cuda" and max(gpus) >= there:
+        raise ExecutionProviderError(
+            f"--gpus: there is no GPU {max(gpus)}, torch finds {there}, numbered from 0; check CUDA_VISIBLE_DEVICES"
+        )
 
 
 def choose_search(search: SearchName, *, dim: int, num_items: int) -> SearchName:

@@ -67,6 +67,11 @@ class Ranker:
     card_search: CardSearch | None = None
     on_cards: bool = False
 
+    @property
+    def search(self) -> str:
+        """What searches: "cpu", "triton" or "onnx"."""
+        return "cpu" if self.card_search is None else self.card_search.counts().search
+
     def users_at_once(self, most: int) -> int:
         """Users of a chunk, or of a group of rows: `most`, or fewer where their lists are long; 1 or more."""
         return max(1, min(most, _CHUNK_CANDIDATES // self.top_k))

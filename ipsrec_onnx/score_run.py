@@ -61,6 +61,7 @@ def score_users(
         "job_planned",
         threads=plan.threads,
         chunk_rows=plan.rows,
+        search=rules.ranker.search,
         memory_bytes=plan.peak,
         memory_limit_bytes=bound.limit,
         parts=len(parts),

@@ -18,7 +18,7 @@ from ipsrec_onnx import card_search, cards
 from ipsrec_onnx.card_search import CardSearch
 from ipsrec_onnx.cards import CardOptions, Cards, EncodingCards, card_widths, choose_search, open_cards
 from ipsrec_onnx.encoding import encode
-from ipsrec_onnx.errors import DataError, ExecutionProviderError, ModelFileError
+from ipsrec_onnx.errors import DataError, ExecutionProviderError, ModelFileError, OutOfMemoryError
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.retrieval import build_ranker, rank_users
@@ -218,3 +218,39 @@ def test_the_command_line_refuses_gpus_that_are_no_numbers(gpus):
     )
     assert done.exit_code == 2
     assert "is no list of numbers, each once; try 0,1" in done.output
+
+
+@pytest.mark.parametrize(
+    "failure", [MemoryError("no room"), type("OutOfMemoryError", (RuntimeError,), {})("CUDA out. x")]
+)
+@pytest.mark.parametrize("when", ["__init__", "propose"])
+def test_a_gpu_without_room_is_named(tmp_path, rng, monkeypatch, failure, when):
+    model = write_model(tmp_path / "model.onnx")
+
+    def fail(*_, **__):
+        raise failure
+
+    if when == "__init__":
+        monkeypatch.setattr(f"ipsrec_gpu.card.TritonCard.{when}", fail)
+        with pytest.raises(OutOfMemoryError, match=r"GPU 3: its memory ran out \((no room|CUDA out)\); free it, or"):
+            rankers(model, search="triton", gpus=(3,))
+        return
+    plain, with_cards = rankers(model, search="triton", gpus=(3,))
+    monkeypatch.setattr(f"ipsrec_gpu.card.TritonCard.{when}", fail)
+    with pytest.raises(OutOfMemoryError, match="GPU"):
+        assert_same_lists(plain, with_cards, draw_histories(rng, model, 3))
+
+
+def test_a_defect_of_a_card_stays_what_it_is(tmp_path, rng, monkeypatch):
+    model = write_model(tmp_path / "model.onnx")
+    plain, with_cards = rankers(model, search="triton")
+    monkeypatch.setattr("ipsrec_gpu.card.TritonCard.propose", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        assert_same_lists(plain, with_cards, draw_histories(rng, model, 3))
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr("ipsrec_gpu.available.num_gpus", lambda: 2)
+    with pytest.raises(ExecutionProviderError, match=r"--gpus: there is no GPU 5, torch finds 2, numbered from 0"):
+        cards._refuse_missing_gpus((0, 5), "cuda")
+    cards._refuse_missing_gpus((0, 1), "cuda")

@@ -7,6 +7,11 @@ import torch
 from ipsrec_gpu.search import LARGEST_DIM
 
 
+def num_gpus() -> int:
+    """GPUs that torch finds; their numbers begin with 0."""
+    return torch.cuda.device_count()
+
+
 def why_unavailable(dim: int) -> str | None:
     """Why a catalog of this dim cannot be searched here; None where it can."""
     if not torch.cuda.is_available():
