@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,17 @@ from model_files import write_model_file
 from test_onnx_onnx_search import KINDS, check_law, make
 from training_data import make_interactions
 
+from ipsrec_export.export import export
+from ipsrec_gpu.search import Search
+from ipsrec_onnx.cards import CardOptions
 from ipsrec_onnx.doctor import doctor
+from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.onnx_search import OnnxSearch
+from ipsrec_onnx.retrieval import build_ranker, rank_users
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.session import available_execution_providers, place_on_device
+from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_train.prepare import prepare
 from ipsrec_train.settings import MODEL_SETTINGS, settings_for
 from ipsrec_train.train import train
@@ -51,8 +60,85 @@ def test_training_on_the_gpu_learns_what_it_learns_on_the_cpu(model, tmp_path, r
     np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=2e-3)
 
 
+@needs_torch
+@pytest.mark.parametrize("every_group", [False, True])
+@pytest.mark.parametrize("kind", ["gaussian", "norms over decades", "all negative"])
+def test_what_the_search_leaves_out_scores_below_what_it_says(kind, every_group):
+    generator = torch.Generator("cuda").manual_seed(0)
+    items = torch.randn(300_001, 64, device="cuda", generator=generator)
+    users = torch.randn(500, 64, device="cuda", generator=generator)
+    if kind == "norms over decades":
+        items *= torch.exp(torch.randn(300_001, 1, device="cuda", generator=generator))
+    elif kind == "all negative":
+        items, users = items.abs(), -users.abs()
+    by_norm = torch.argsort(-items[1:].norm(dim=1), stable=True) + 1
+    nobody = torch.zeros(300_001, dtype=torch.long, device="cuda")
+    found = Search(items, by_norm, nobody).propose(users, fetch=128, every_group=every_group)
+    exact = users.double() @ items.double().T
+    exact[:, 0] = -torch.inf
+    best = exact.topk(100, dim=1).values[:, -1]
+    left = exact.scatter(1, found.items.long(), -torch.inf)
+    assert bool((left.amax(1) <= found.outside.double()).all())
+    certain = (best > found.outside.double()).float().mean()
+    assert kind == "all negative" or float(certain) > 0.99
+
+
+@needs_torch
 @needs_onnxruntime
-def test_scoring_on_the_gpu_gives_the_lists_of_the_cpu(tmp_path, rng):
+@pytest.mark.parametrize("search", ["triton", "onnx"])
+@pytest.mark.parametrize("rules", [{}, {"keep_seen": True}, {"max_per_provider": 2}, {"top_k": 500}])
+@pytest.mark.parametrize("with_history_terms", [False, True])
+def test_lists_are_those_of_the_cpu_for_the_same_vectors(tmp_path, rng, search, rules, with_history_terms):
+    path = write_model_file(
+        tmp_path / "model.onnx", num_items=200_000, num_providers=900, dim=64, with_history_terms=with_history_terms
+    ).path
+    model = open_model_file(path)
+    lengths = rng.integers(0, 60, 3_000)
+    items = rng.integers(1, 200_001, lengths.sum()).astype(np.int32)
+    histories = Histories(items, model.catalog.item_provider[items], np.concatenate([[0], np.cumsum(lengths)]))
+    rules = {"top_k": 100, "keep_seen": False, "max_per_provider": None, **rules}
+    on_gpu = build_ranker(model, None, **rules, device="cuda", cards=CardOptions(search=search))
+    on_cpu = replace(on_gpu, card_search=None)  # encodes on the GPU still
+    rank = functools.partial(rank_users, histories=histories, candidates=None, cold_users="popular", times=StageTimes())
+    for expected, found in zip(rank(on_cpu).lists, rank(on_gpu).lists, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    counts = on_gpu.card_search.counts()
+    # A third of the items of this model are one and the same: who has it among the best cannot be certain at once.
+    assert counts.users == np.count_nonzero(lengths)
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize("search", ["cpu", *(["triton"] if torch.cuda.is_available() else [])])
+def test_a_users_vector_does_not_depend_on_the_others(tmp_path, rng, search):
+    path = _trained_model(tmp_path, rng)
+    model = open_model_file(path)
+    on_gpu = build_ranker(
+        model, None, top_k=5, keep_seen=True, max_per_provider=None, device="cuda", cards=CardOptions(search=search)
+    )
+    lengths = rng.integers(1, model.max_len + 1, 9_000)
+    items = rng.integers(1, model.catalog.num_items + 1, lengths.sum()).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    together = on_gpu.encode(Histories(items, model.catalog.item_provider[items], offsets))
+    for u in rng.integers(0, 9_000, 20):
+        own = items[offsets[u] : offsets[u + 1]]
+        alone = on_gpu.encode(Histories(own, model.catalog.item_provider[own], np.array([0, len(own)])))
+        np.testing.assert_array_equal(alone[0], together[u])
+
+
+def _trained_model(tmp_path, rng):
+    """A model file of one epoch, through train and export."""
+    pq.write_table(make_interactions(rng), tmp_path / "interactions.parquet")
+    prepare(tmp_path / "interactions.parquet", tmp_path / "dataset", min_user_interactions=3, min_item_interactions=1)
+    settings = settings_for("ipsrec-c", None, {"dim": 64, "max_len": 10})
+    training = TrainingSettings(epochs=1, batch_size=32)
+    train(tmp_path / "dataset", tmp_path / "run", settings=settings, training=training, quiet=True)
+    export(tmp_path / "run", tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize("search", ["cpu", "onnx", *(["triton"] if torch.cuda.is_available() else [])])
+def test_scoring_on_the_gpu_gives_the_lists_of_the_cpu(tmp_path, rng, search):
     model = write_model_file(tmp_path / "model.onnx", num_items=2_000, dim=64, max_len=50)
     ids = model.catalog.item_ids.to_numpy()
     histories = [rng.choice(ids, rng.integers(0, 80)).tolist() for _ in range(500)]
@@ -62,7 +148,8 @@ def test_scoring_on_the_gpu_gives_the_lists_of_the_cpu(tmp_path, rng):
     )
     lists = {}
     for device in ("cpu", "cuda"):
-        score(model.path, users, tmp_path / f"{device}.parquet", device=device)  # type: ignore[arg-type]
+        chosen = {"search": search} if device == "cuda" else {}
+        score(model.path, users, tmp_path / f"{device}.parquet", device=device, **chosen)  # type: ignore[arg-type]
         lists[device] = pq.read_table(tmp_path / f"{device}.parquet")
     # This model only adds float32 numbers, so that both devices give the same bits.
     assert lists["cuda"].equals(lists["cpu"])
