@@ -63,6 +63,11 @@ def open_fused_encoder(model: ModelFile) -> FusedEncoder:
             f"model {model.path}: the fused encoder has {', '.join(MODELS)}, found {model.model}; "
             "encode with ONNX Runtime, which is the default"
         )
+    if model.precision != "fp32":
+        raise ModelFileError(
+            f"model {model.path}: the fused encoder takes float32 weights, found {model.precision}; export it again "
+            "with --precision fp32, or encode with ONNX Runtime, which is the default"
+        )
     names = _weight_names(model)
     try:
         return _open(model, names)

@@ -1,8 +1,9 @@
 """Looks through a model file's graph before ONNX Runtime does, for a model file may come from anybody.
 
 Refused is what could run foreign code, read files elsewhere, or ask for more memory than there are bytes in the files:
-operators outside the ONNX standard, functions, external data outside the model's folder, tensors whose shape is larger
-than their bytes. What a graph computes is not looked at; sessions and shapes are checked where they are used.
+operators outside the ONNX standard, but for one that export writes; functions, external data outside the model's
+folder, tensors whose shape is larger than their bytes. What a graph computes is not looked at; sessions and shapes are
+checked where they are used.
 
 The walk is strict: bytes that another reader of protobuf might understand in another way are refused as well.
 """
@@ -22,6 +23,11 @@ from ipsrec_onnx.onnx_proto import BrokenMessageError, strict_fields, strict_tex
 from ipsrec_onnx.readable import why_unreadable
 
 _DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml")
+# The one operator of ONNX Runtime's own that export writes, for `--precision fp16`.
+_ATTENTION: Final = ("com.microsoft", "MultiHeadAttention")
+_ATTENTION_INPUTS: Final = 6  # query, key, value, bias, key_padding_mask, attention_bias; then come those of a cache
+_ATTENTION_LENGTHS: Final = 4  # key_padding_mask: how many keys a row has
+_COUNTING: Final = (("ReduceSum",), ("Cast",), ("Equal", "Less"))  # what makes lengths, backwards
 _REPEATING: Final = ("Loop", "Scan", "SequenceMap")  # no export has them, and they could run for ever
 # Operators of any number of inputs, each needed: ONNX Runtime 1.32 follows the null pointer of one without a name.
 _ALL_NEEDED: Final = ("Concat", "Einsum", "FeatureVectorizer", "Max", "Mean", "Min", "SequenceConstruct", "Sum")
@@ -32,7 +38,7 @@ _SHOWN: Final = 80  # characters of a name in a message
 
 _GRAPH, _TRAINING, _FUNCTION = 7, 20, 25  # of ModelProto
 _NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15  # of GraphProto
-_INPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 4, 5, 7  # of NodeProto
+_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of NodeProto
 _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE, _SPARSES = 5, 6, 10, 11, 22, 23  # of AttributeProto
 _DIMS, _DATA_TYPE, _SEGMENT, _NAME, _RAW_DATA, _EXTERNAL, _LOCATION = 1, 2, 3, 8, 9, 13, 14  # of TensorProto
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
@@ -122,9 +128,11 @@ def _walk(reader: _Reader) -> dict[str, tuple[int, ...]]:
         graph, depth = graphs.pop()
         if depth > _DEEPEST:
             raise ModelFileError(f"graphs lie more than {_DEEPEST} deep inside its graph; export it again")
+        nodes: list[_Node] = []
         for number, value in reader.fields(graph):
             if number == _NODE:
-                graphs += [(subgraph, depth + 1) for subgraph in _check_node(reader, _message(value))]
+                nodes.append(_check_node(reader, _message(value)))
+                graphs += [(subgraph, depth + 1) for subgraph in nodes[-1].subgraphs]
             elif number == _INITIALIZER:
                 tensor = _check_tensor(reader, _message(value), may_be_outside=depth == 0)
                 if depth == 0:
@@ -133,12 +141,26 @@ def _walk(reader: _Reader) -> dict[str, tuple[int, ...]]:
                     initializers[tensor.name] = tuple(tensor.dims)
             elif number == _SPARSE_INITIALIZER:
                 raise _sparse()
+        _check_attention(nodes)
     return initializers
 
 
-def _check_node(reader: _Reader, node: range) -> list[range]:
-    """Check a node and the tensors in its attributes; gives the graphs in them."""
-    domain, operator, lacks_input = "", "", False
+@dataclass(frozen=True)
+class _Node:
+    """A node that was looked at."""
+
+    domain: str
+    operator: str
+    inputs: list[str]
+    outputs: list[str]
+    subgraphs: list[range]
+
+
+def _check_node(reader: _Reader, node: range) -> _Node:
+    """Check a node and the tensors in its attributes; gives the graphs in them, too."""
+    domain, operator = "", ""
+    inputs: list[str] = []
+    outputs: list[str] = []
     attributes: list[range] = []
     for number, value in reader.fields(node):
         if number == _DOMAIN:
@@ -146,20 +168,52 @@ def _check_node(reader: _Reader, node: range) -> list[range]:
         elif number == _OP_TYPE:
             operator = reader.text(value)
         elif number == _INPUT:
-            lacks_input |= not reader.text(value)
+            inputs.append(reader.text(value))
+        elif number == _OUTPUT:
+            outputs.append(reader.text(value))
         elif number == _ATTRIBUTE:
             attributes.append(_message(value))
     shown = operator[:_SHOWN]
-    if domain not in _DOMAINS:
+    if domain not in _DOMAINS and (domain, operator) != _ATTENTION:
         raise ModelFileError(
             f"its graph has the operator {shown!r} of domain {domain[:_SHOWN]!r}; only those of the ONNX standard are "
             "run, so export it again, without an optimizer behind"
         )
     if operator in _REPEATING:
         raise ModelFileError(f"its graph has the operator {shown!r}, which could run for ever; export it again")
-    if operator in _ALL_NEEDED and lacks_input:
+    if operator in _ALL_NEEDED and "" in inputs:
         raise ModelFileError(f"its graph has the operator {shown!r} with an input that has no name; export it again")
-    return [subgraph for attribute in attributes for subgraph in _check_attribute(reader, attribute)]
+    subgraphs = [subgraph for attribute in attributes for subgraph in _check_attribute(reader, attribute)]
+    return _Node(domain, operator, inputs, outputs, subgraphs)
+
+
+def _check_attention(nodes: list[_Node]) -> None:
+    """Refuse attention with a cache, and lengths that could be negative: older versions of ONNX Runtime write there.
+
+    Lengths have to be counted in the same graph, as export counts them.
+    """
+    made_by = {name: node for node in nodes for name in node.outputs}
+    for node in nodes:
+        if (node.domain, node.operator) != _ATTENTION:
+            continue
+        if len(node.inputs) > _ATTENTION_INPUTS or len(node.outputs) != 1:
+            raise ModelFileError(f"its graph has {node.operator} with a cache, which no export writes; export it again")
+        lengths = node.inputs[_ATTENTION_LENGTHS] if len(node.inputs) > _ATTENTION_LENGTHS else ""
+        if lengths and not _is_counted(lengths, made_by):
+            raise ModelFileError(
+                f"its graph has {node.operator} with lengths {lengths[:_SHOWN]!r} that are not counted, which no "
+                "export writes; export it again"
+            )
+
+
+def _is_counted(name: str, made_by: dict[str, _Node]) -> bool:
+    """Is it a sum of answers, yes or no, and so 0 or more?"""
+    for operators in _COUNTING:
+        node = made_by.get(name)
+        if node is None or node.domain not in ("", "ai.onnx") or node.operator not in operators:
+            return False
+        name = next(iter(node.inputs), "")
+    return True
 
 
 def _check_attribute(reader: _Reader, attribute: range) -> list[range]:

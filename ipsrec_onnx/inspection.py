@@ -28,6 +28,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "model": opened.model,
         "variant": opened.settings.get("variant"),
         "opset": graph_opset(model),
+        "precision": opened.precision,
         "settings": opened.settings,
         "num_items": catalog.num_items,
         "num_providers": catalog.num_providers,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from ipsrec_onnx.graph_check import check_graph
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import open_session, run_session
+
+Precision = Literal["fp32", "fp16"]
 
 FORMAT_VERSION = 1
 PREFIX = "ipsrec."
@@ -48,6 +50,7 @@ class ModelFile:
         history_terms: weights by age, each (max_len,) float64, newest first; None for a model without.
         training: dataset fingerprint, seed, epochs, metrics, versions.
         gate: what the comparison of PyTorch with ONNX Runtime found at export.
+        precision: of the encoder's weights; item_embeddings and user_embedding are float32 in both.
         item_embeddings: (num_items + 1, dim) float32; scores are dot products with its rows.
         session: computes user_embedding on the CPU; shared by threads.
     """
@@ -60,6 +63,7 @@ class ModelFile:
     history_terms: HistoryTerms | None
     training: dict[str, Any]
     gate: dict[str, Any]
+    precision: Precision
     item_embeddings: npt.NDArray[np.float32]
     session: onnxruntime.InferenceSession
 
@@ -151,6 +155,9 @@ def _read_metadata(path: Path, session: onnxruntime.InferenceSession, table_shap
         raise ValueError(f"max_len is {str(max_len)[:30]}, expected a whole number, 1..{LONGEST_MAX_LEN}")
     if not re.fullmatch("[a-z0-9-]{1,40}", texts[PREFIX + "model"]):
         raise ValueError(f"model is {texts[PREFIX + 'model'][:40]!r}, expected a name such as ipsrec-c")
+    precision = texts.get(PREFIX + "precision", "fp32")  # files of older versions do not say
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision is {precision[:40]!r}, expected one of {get_args(Precision)}")
     catalog = _catalog(texts, num_rows)
     history_terms = _json(texts, "history_terms")
     return ModelFile(
@@ -158,6 +165,7 @@ def _read_metadata(path: Path, session: onnxruntime.InferenceSession, table_shap
         format_version=version,
         model=texts[PREFIX + "model"],
         **parts,
+        precision=precision,
         catalog=catalog,
         history_terms=None if history_terms is None else _history_terms(history_terms, max_len),
         item_embeddings=_item_embeddings(session, table_shape),

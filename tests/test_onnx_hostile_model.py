@@ -18,6 +18,7 @@ from encoder_files import drawn_model, write_encoder_file
 from model_files import write_model_file
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from ipsrec_export.graph import build_lean_graph
 from ipsrec_onnx.catalog import catalog_to_table, table_from_text, table_to_text
 from ipsrec_onnx.encoding import encode, open_encoder
 from ipsrec_onnx.errors import ModelFileError
@@ -56,6 +57,33 @@ def refused(path: Path, message: str, *, read: Callable[[Path], object] = open_m
     text = str(error.value)
     assert str(path) in text and text.isprintable(), text
     assert len(text) < 1000
+
+
+def attention(*inputs: str, outputs: tuple[str, ...] = ("looked",), lengths: tuple[str, ...] = ()):
+    """A node of the one operator of com.microsoft that is run; `lengths` are operators that make its input 4."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        made = "start"
+        for number, operator in enumerate(lengths):
+            domain, _, name = operator.rpartition(":")
+            proto.graph.node.append(helper.make_node(name, [made, "zero"], [f"made {number}"], domain=domain))
+            made = f"made {number}"
+        add_node(
+            "MultiHeadAttention",
+            [made if name == "made" else name for name in inputs],
+            outputs,
+            domain="com.microsoft",
+            num_heads=1,
+        )(proto)
+
+    return change
+
+
+def attention_inside(proto: onnx.ModelProto) -> None:
+    """Lengths that come from the outer graph: nobody looks there."""
+    node = helper.make_node("MultiHeadAttention", ["q", "k", "v", "", "made 2"], ["y"], domain="com.microsoft")
+    attention("q", "k", "v", lengths=("Equal", "Cast", "ReduceSum"))(proto)
+    if_node(inner_graph([node]))(proto)
 
 
 def weight(proto: onnx.ModelProto, name: str = "item_embeddings") -> TensorProto:
@@ -171,6 +199,34 @@ def renamed(proto: onnx.ModelProto) -> None:
             "operator 'Mine' of domain 'mine'; only those of the ONNX stand",
         ),
         (add_node("EPContext", [], ["y"], domain="com.microsoft"), "operator 'EPContext' of domain 'com.microsoft'"),
+        *(
+            (
+                if_node(inner_graph([helper.make_node(name, ["x"], ["y"], domain=domain)]))
+                if inner
+                else add_node(name, ["x"], ["y"], domain=domain),
+                f"operator '{name}' of domain '{domain}'",
+            )
+            for name, domain, inner in (
+                ("Attention", "com.microsoft", False),
+                ("BeamSearch", "com.microsoft", False),
+                ("BiasGelu", "com.microsoft", False),
+                ("DecoderMaskedMultiHeadAttention", "com.microsoft", False),
+                ("GroupQueryAttention", "com.microsoft", True),
+                ("SkipLayerNormalization", "com.microsoft", True),
+                ("multiheadattention", "com.microsoft", False),
+                ("MultiHeadAttention", "com.Microsoft", False),
+                ("MultiHeadAttention", "com.microsoft.nchwc", True),
+                ("MultiHeadAttention", "mine", False),
+            )
+        ),
+        (attention("q", "k", "v", "", "", "", "pk", "pv"), "has MultiHeadAttention with a cache, which no export"),
+        (attention("q", "k", "v", outputs=("y", "key", "value")), "has MultiHeadAttention with a cache, which no exp"),
+        (attention("q", "k", "v", "", "lengths"), "MultiHeadAttention with lengths 'lengths' that are not counted"),
+        (attention("q", "k", "v", "", "made", lengths=("Sub",)), "with lengths 'made 0' that are not counted"),
+        (attention("q", "k", "v", "", "made", lengths=("Equal", "Neg", "ReduceSum")), "that are not counted"),
+        (attention("q", "k", "v", "", "made", lengths=("Add", "Cast", "ReduceSum")), "that are not counted"),
+        (attention("q", "k", "v", "", "made", lengths=("Less", "Cast", "ai.onnx.ml:ReduceSum")), "are not counted"),
+        (attention_inside, "with lengths 'made 2' that are not counted"),
         (add_node("PyOp", [], ["y"], domain="ai.onnx.contrib"), r"operator 'PyOp' of domain 'ai\.onnx\.contrib'"),
         (add_node("Mine", [], [], domain="a\nb\x1b[2J"), "is no ONNX model: a name at byte [0-9]+ cannot be printed"),
         (add_node("Mine", [], [], domain="x" * 5000), "is no ONNX model: a name is a number, or too long"),
@@ -607,6 +663,13 @@ def test_settings_that_the_weights_do_not_bear_out_are_refused_by_the_fused_enco
 def test_inspect_refuses_what_scoring_refuses(tmp_path: Path) -> None:
     path = changed(tmp_path / "model.onnx", add_node("Mine", [], ["y"], domain="mine"))
     refused(path, "operator 'Mine'", read=inspect)
+
+
+@pytest.mark.parametrize("name", ["ipsrec-c", "ipsrec-s", "sasrec"])
+def test_half_precision_as_export_writes_it_is_read(tmp_path: Path, name: str) -> None:
+    proto = build_lean_graph(drawn_model(name, max_len=6, num_layers=2))
+    onnx.save_model(proto, tmp_path / "model.onnx")
+    assert check_graph(tmp_path / "model.onnx")["item_embeddings"] == (301, 64)
 
 
 def test_a_good_file_tells_the_shapes_of_its_weights(tmp_path: Path) -> None:

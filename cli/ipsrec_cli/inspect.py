@@ -53,6 +53,7 @@ def _print_summary(found: dict[str, Any]) -> None:
     )
     table.add_section()
     row("opset", str(found["opset"]))
+    row("precision", found["precision"])
     for direction in ("inputs", "outputs"):
         row(direction, "\n".join(f"{node['name']}: {_tensor(node)}" for node in found[direction]))
     row("history terms", _history_terms(found["history_terms"]))

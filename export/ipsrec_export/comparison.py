@@ -55,6 +55,7 @@ class Validated:
     overlap: float
     ndcg_pytorch: float
     ndcg_onnx: float
+    ndcg_standard_error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,9 @@ class Comparison:
         max_len = self.model.settings.max_len
         users = np.flatnonzero(np.diff(histories.offsets) > 0)[:VALIDATION_USERS]
         if not len(users):
-            return Validated(users=0, embedding_error=0.0, overlap=1.0, ndcg_pytorch=0.0, ndcg_onnx=0.0)
+            return Validated(
+                users=0, embedding_error=0.0, overlap=1.0, ndcg_pytorch=0.0, ndcg_onnx=0.0, ndcg_standard_error=0.0
+            )
         items, lengths = pack_histories(
             histories.values, histories.offsets, users, bucket_len=max_len, batch_size=len(users)
         )
@@ -120,12 +123,14 @@ class Comparison:
         targets = histories.targets[users]
         before = self.trained.lists(expected, history)
         after = self.exported.lists(found, history) if np.isfinite(found).all() else np.zeros_like(before)
+        ranks_before, ranks_after = _ranks(before, targets), _ranks(after, targets)
         return Validated(
             users=len(users),
             embedding_error=_error(expected, found),
             overlap=_overlap(before, after),
-            ndcg_pytorch=metrics_of_ranks(_ranks(before, targets), [10])["ndcg@10"],
-            ndcg_onnx=metrics_of_ranks(_ranks(after, targets), [10])["ndcg@10"],
+            ndcg_pytorch=metrics_of_ranks(ranks_before, [10])["ndcg@10"],
+            ndcg_onnx=metrics_of_ranks(ranks_after, [10])["ndcg@10"],
+            ndcg_standard_error=_standard_error(_gains(ranks_after) - _gains(ranks_before)),
         )
 
     def _both(
@@ -183,3 +188,13 @@ def _ranks(lists: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]) -> npt.
     """(B,) rank of each target in its list, 0 where it is not."""
     hit = lists == targets[:, None]
     return np.where(hit.any(1), hit.argmax(1) + 1, 0)
+
+
+def _gains(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """(B,) NDCG@10 of each user alone."""
+    return np.where((ranks >= 1) & (ranks <= 10), 1 / np.log2(np.maximum(ranks, 1) + 1), 0.0)
+
+
+def _standard_error(values: npt.NDArray[np.float64]) -> float:
+    """Of the mean of some numbers; 0 for one, of which nobody can say."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

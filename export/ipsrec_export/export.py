@@ -17,14 +17,14 @@ import onnx
 
 from ipsrec_export.comparison import Encode, Exported, history_terms
 from ipsrec_export.contents import refuse_other_contents
-from ipsrec_export.gate import GateReport, run_gate
-from ipsrec_export.graph import INPUTS, USER_EMBEDDING, build_graph
+from ipsrec_export.gate import BOUNDS, GateReport, run_gate
+from ipsrec_export.graph import INPUTS, USER_EMBEDDING, build_graph, build_lean_graph
 from ipsrec_export.metadata import NOT_GATED, add_metadata, metadata_bytes, set_gate
 from ipsrec_export.weight_names import weight_names
 from ipsrec_onnx.atomic import atomic_file, follow_link, refuse_existing, scratch_folder
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.model_file import ModelFile, read_model_file
+from ipsrec_onnx.model_file import ModelFile, Precision, read_model_file
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import run_session
@@ -52,7 +52,12 @@ class ExportReport:
 
 
 def export(
-    checkpoint: str | Path, output: str | Path, *, dataset: str | Path | None = None, overwrite: bool = False
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    overwrite: bool = False,
+    precision: Precision = "fp32",
 ) -> ExportReport:
     """Export the best epoch of a run to one model file, unless the gate refuses it.
 
@@ -61,19 +66,21 @@ def export(
         output: the model file to make.
         dataset: where the dataset of the run lies now; None looks where it lay at training.
         overwrite: replace an existing file.
+        precision: of the encoder's weights; "fp16" is made for CUDA, and passes a gate with wider bounds.
 
     Returns:
         What was written.
 
     Raises:
-        DataError: the run is not complete, its dataset is not there or is another one, or the output exists.
+        DataError: the run is not complete, its dataset is not there or is another one, the output exists, or the model
+            cannot be had in this precision.
         ModelFileError: the gate is not passed, or the file holds anything else than the run; nothing is written.
     """
     target = follow_link(refuse_existing(output, overwrite=overwrite))
     run = open_run(checkpoint)
     model, catalog = load_model(run)
     validation = _validation_histories(run, dataset)
-    proto = build_graph(model)
+    proto = build_graph(model) if precision == "fp32" else build_lean_graph(model)
     terms = history_terms(model)
     add_metadata(
         proto,
@@ -83,7 +90,8 @@ def export(
         history_terms=None if terms is None else {name: part.tolist() for name, part in terms._asdict().items()},
         training=_training(run),
         gate=NOT_GATED,
-        weights=weight_names(model.encoder, proto.graph),
+        weights=weight_names(model.encoder, proto.graph) if precision == "fp32" else None,
+        precision=precision,
     )
     with (
         _no_orphaned_data(target),
@@ -97,7 +105,7 @@ def export(
         exported = Exported(
             _encoder(written), written.item_embeddings, written.catalog.item_provider, written.history_terms
         )
-        gate = run_gate(model, exported, validation)
+        gate = run_gate(model, exported, validation, bounds=BOUNDS[precision])
         gate.refuse_unless_passed()
         set_gate(proto, gate.as_metadata())
         onnx.save_model(proto, draft)

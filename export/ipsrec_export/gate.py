@@ -8,23 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ipsrec_export.comparison import TOP_K, Comparison, Exported
 from ipsrec_onnx.errors import ModelFileError
+from ipsrec_onnx.model_file import Precision
 from ipsrec_train.batches import Histories
 from ipsrec_train.model import Model
 
 BATCH_SIZES = (1, 2, 7, 64)
 
-# One user's vector may differ by this share of its largest element; float32 rounding through a few layers gives 1e-6.
-MAX_EMBEDDING_ERROR = 1e-4
-MIN_OVERLAP = 0.999  # of all lists that were compared
-MIN_CELL_OVERLAP = 0.98  # of one cell, be it one list: at its end, two near ties may change places with the next
-MAX_NDCG_CHANGE = 1e-3
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far ONNX Runtime may be from PyTorch.
+
+    Attributes:
+        max_embedding_error: of one user's vector, as a share of its largest element.
+        min_overlap: of all lists that were compared.
+        min_cell_overlap: of one cell, be it one list: at its end, near ties may change places with the next.
+        max_ndcg_change: of the validation users, relative.
+        ndcg_errors: a larger change is let pass that is at most so many standard errors of the users' own changes.
+    """
+
+    max_embedding_error: float
+    min_overlap: float
+    min_cell_overlap: float
+    max_ndcg_change: float
+    ndcg_errors: float = 0.0
+
+
+# Rounding through a few layers gives an error of 1e-6 in float32, and of 2e-3 in float16, where near ties then change
+# places in .1% of the lists of a grocery model. There, one target of 2,048 that goes from rank 1 to 2 changes an NDCG
+# of .12 by 1.5e-3 of it: a change is a loss only beyond chance.
+BOUNDS: Final[dict[Precision, Bounds]] = {
+    "fp32": Bounds(max_embedding_error=1e-4, min_overlap=0.999, min_cell_overlap=0.98, max_ndcg_change=1e-3),
+    "fp16": Bounds(
+        max_embedding_error=1e-2, min_overlap=0.99, min_cell_overlap=0.95, max_ndcg_change=1e-3, ndcg_errors=2.0
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,8 @@ class GateReport:
         ndcg_pytorch: NDCG@10 of the validation users, all items ranked.
         ndcg_onnx: the same from ONNX Runtime's vectors and the file's tables.
         ndcg_change: of the second from the first, relative.
+        ndcg_standard_error: of the mean of the users' own changes of NDCG@10.
+        bounds: that were asked for.
     """
 
     passed: bool
@@ -67,37 +94,43 @@ class GateReport:
     ndcg_pytorch: float
     ndcg_onnx: float
     ndcg_change: float
+    ndcg_standard_error: float
+    bounds: Bounds
 
     def as_metadata(self) -> dict[str, Any]:
-        """JSON values, with the bounds that were asked for."""
-        bounds = {
-            "max_embedding_error": MAX_EMBEDDING_ERROR,
-            "min_overlap": MIN_OVERLAP,
-            "min_cell_overlap": MIN_CELL_OVERLAP,
-            "max_ndcg_change": MAX_NDCG_CHANGE,
-        }
-        return {**asdict(self), "bounds": bounds}
+        """JSON values; what chance does is left out where nothing is let pass for it."""
+        values = asdict(self)
+        if not self.bounds.ndcg_errors:
+            del values["ndcg_standard_error"], values["bounds"]["ndcg_errors"]
+        return values
 
     def refuse_unless_passed(self) -> None:
         """Raise ModelFileError with the figure that broke its bound."""
         if self.passed:
             return
+        bounds = self.bounds
         raise ModelFileError(
             f"export: the gate is not passed, so no model file is written: embedding error {self.embedding_error:.1e} "
-            f"(at most {MAX_EMBEDDING_ERROR:.0e}), top-{TOP_K} overlap {self.overlap:.4f} (at least {MIN_OVERLAP}), "
-            f"of the lowest cell {_lowest(self.cells):.4f} (at least {MIN_CELL_OVERLAP}), "
-            f"NDCG@10 change {self.ndcg_change:+.2%} (at most {MAX_NDCG_CHANGE:.1%}); "
-            "report this model's settings as a defect"
+            f"(at most {bounds.max_embedding_error:.0e}), top-{TOP_K} overlap {self.overlap:.4f} "
+            f"(at least {bounds.min_overlap}), of the lowest cell {_lowest(self.cells):.4f} "
+            f"(at least {bounds.min_cell_overlap}), NDCG@10 change {self.ndcg_change:+.2%} "
+            f"(at most {bounds.max_ndcg_change:.1%}); "
+            + (
+                "report this model's settings as a defect"
+                if bounds == BOUNDS["fp32"]
+                else "export with --precision fp32"
+            )
         )
 
 
-def run_gate(model: Model, exported: Exported, validation: Histories) -> GateReport:
+def run_gate(model: Model, exported: Exported, validation: Histories, *, bounds: Bounds = BOUNDS["fp32"]) -> GateReport:
     """Compare a model with what was exported of it.
 
     Args:
         model: in evaluation mode, on the CPU.
         exported: what scoring will use instead; its tables have the model's shapes.
         validation: validation histories and targets; the first VALIDATION_USERS that are not empty are compared.
+        bounds: of the file's precision.
 
     Returns:
         The verdict.
@@ -111,12 +144,13 @@ def run_gate(model: Model, exported: Exported, validation: Histories) -> GateRep
     embedding_error = max([validated.embedding_error, *(cell.embedding_error for cell in cells)])
     compared = [(cell.batch_size, cell.overlap) for cell in cells] + [(validated.users, validated.overlap)]
     overlap = sum(lists * share for lists, share in compared) / sum(lists for lists, _ in compared)
-    change = abs(validated.ndcg_onnx - validated.ndcg_pytorch) / max(validated.ndcg_pytorch, 1e-12)
+    difference = abs(validated.ndcg_onnx - validated.ndcg_pytorch)
+    change = difference / max(validated.ndcg_pytorch, 1e-12)
     passed = (
-        embedding_error <= MAX_EMBEDDING_ERROR
-        and overlap >= MIN_OVERLAP
-        and _lowest(cells) >= MIN_CELL_OVERLAP
-        and (change <= MAX_NDCG_CHANGE or validated.ndcg_onnx == validated.ndcg_pytorch)
+        embedding_error <= bounds.max_embedding_error
+        and overlap >= bounds.min_overlap
+        and _lowest(cells) >= bounds.min_cell_overlap
+        and (change <= bounds.max_ndcg_change or difference <= bounds.ndcg_errors * validated.ndcg_standard_error)
     )
     return GateReport(
         passed=bool(passed),
@@ -127,6 +161,8 @@ def run_gate(model: Model, exported: Exported, validation: Histories) -> GateRep
         ndcg_pytorch=validated.ndcg_pytorch,
         ndcg_onnx=validated.ndcg_onnx,
         ndcg_change=change,
+        ndcg_standard_error=validated.ndcg_standard_error,
+        bounds=bounds,
     )
 
 

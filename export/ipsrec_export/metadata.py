@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from ipsrec_onnx.catalog import Catalog, catalog_to_table, table_to_text
-from ipsrec_onnx.model_file import FORMAT_VERSION
+from ipsrec_onnx.model_file import FORMAT_VERSION, Precision
 
 # What a draft says until the gate has seen it, so that none is ever scored with.
 NOT_GATED: dict[str, Any] = {"passed": False}
@@ -24,6 +24,7 @@ def add_metadata(
     training: dict[str, Any],
     gate: dict[str, Any],
     weights: dict[str, str] | None = None,
+    precision: Precision = "fp32",
 ) -> None:
     """Write everything that scoring needs into a graph's metadata_props, under the prefix `ipsrec.`.
 
@@ -36,6 +37,7 @@ def add_metadata(
         training: where the weights come from: dataset fingerprint, seed, epochs, metrics, versions.
         gate: what the comparison of PyTorch with ONNX Runtime found; NOT_GATED before it.
         weights: names of the encoder's weights -> names of initializers, as weight_names gives them; None for none.
+        precision: of these weights; only another one than float32 is written.
     """
     items, providers = catalog_to_table(catalog)
     onnx.helper.set_model_props(
@@ -50,6 +52,7 @@ def add_metadata(
             "ipsrec.training": json.dumps(training),
             "ipsrec.gate": json.dumps(gate),
             "ipsrec.weights": json.dumps(weights or {}),
+            **({} if precision == "fp32" else {"ipsrec.precision": precision}),
         },
     )
 
