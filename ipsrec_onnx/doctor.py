@@ -16,6 +16,7 @@ from ipsrec_onnx.errors import ExecutionProviderError
 from ipsrec_onnx.versions import NOT_INSTALLED, how_to_install, package_version
 
 if TYPE_CHECKING:  # doctor must run where onnxruntime is missing
+    from ipsrec_onnx.placement import Placement
     from ipsrec_onnx.session import Device
 
 CPU_WHEEL, GPU_WHEEL = "onnxruntime", "onnxruntime-gpu"
@@ -37,15 +38,21 @@ class Problem:
     mend: str
 
 
-def doctor(device: Device | None = None) -> dict[str, Any]:
-    """Look at this machine.
+def doctor(device: Device | None = None, *, model: str | Path | None = None) -> dict[str, Any]:
+    """Look at this machine, and at how it runs a model.
 
     Args:
         device: that the user means to run on; "cuda" looks for why it would not start. None looks at the CPU only.
+        model: a model file to run there; None runs none.
 
     Returns:
         JSON values: versions, execution_providers, cores, thread_limits, numba_cache, and problems, each with "what"
-        and "mend"; no problems means that the machine is fine.
+        and "mend"; no problems means that the machine is fine. With a model, "model" says how many of its nodes ran on
+        which execution provider, and which nodes computed shapes on the CPU of a GPU's machine; it is None where the
+        device does not start.
+
+    Raises:
+        ModelFileError: the model file cannot be used.
     """
     versions = {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}}
     execution_providers, broken = _execution_providers()
@@ -59,14 +66,53 @@ def doctor(device: Device | None = None) -> dict[str, Any]:
     ]
     if device == "cuda" and not broken:
         problems += cuda_problems(versions, execution_providers)
+    found: dict[str, Any] = {}
+    if model is not None:
+        found["model"] = None
+        if execution_providers:
+            found["model"], of_the_model = _run_model(model, device or "cpu")
+            problems += of_the_model
     return {
         "versions": versions,
         "execution_providers": execution_providers,
         "cores": {"usable": usable_cores(), "of_the_machine": os.cpu_count(), "cgroup_quota": cgroup_cores()},
         "thread_limits": limits,
         "numba_cache": str(cache),
+        **found,
         "problems": [asdict(problem) for problem in problems],
     }
+
+
+def _run_model(model: str | Path, device: Device) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """What `doctor` says of a model, and what is wrong with how it ran."""
+    from ipsrec_onnx.model_file import open_model_file
+    from ipsrec_onnx.placement import find_placement
+
+    try:
+        opened = open_model_file(model, device=device)
+        placement = find_placement(opened, device)
+    except ExecutionProviderError as error:
+        return None, [Problem(str(error), "see the problems above, or use --device cpu")]
+    shapes = placement.on_the_cpu(computes_shapes=True) if device == "cuda" else []
+    said = {
+        "path": str(model),
+        "device": device,
+        "precision": opened.precision,
+        "nodes": placement.nodes,
+        "shapes_on_the_cpu": [{"name": run.name, "op_type": run.op_type} for run in shapes],
+    }
+    return said, placement_problems(model, placement) if device == "cuda" else []
+
+
+def placement_problems(model: str | Path, placement: Placement) -> list[Problem]:
+    """Nodes that the CPU ran in the place of the GPU: each waits for copies there and back."""
+    return [
+        Problem(
+            f"model {model}: node {run.name!r} ({run.op_type}) ran on the CPU, not on the GPU",
+            "upgrade onnxruntime-gpu, or export the model again; its results are right, only slow",
+        )
+        for run in placement.on_the_cpu(computes_shapes=False)
+    ]
 
 
 def wheel_problems(versions: dict[str, str]) -> list[Problem]:

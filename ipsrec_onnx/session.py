@@ -52,7 +52,13 @@ def refuse_missing(device: Device) -> None:
 
 
 def open_session(
-    path: str | Path, *, device: Device, graph: bytes | None = None, card: int = 0, stream: int | None = None
+    path: str | Path,
+    *,
+    device: Device,
+    graph: bytes | None = None,
+    card: int = 0,
+    stream: int | None = None,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a session that worker threads share; each of its runs stays on the thread that calls it.
 
@@ -66,6 +72,7 @@ def open_session(
         card: number of the GPU.
         stream: handle of a CUDA stream that all runs are queued on; None for one of ONNX Runtime's own. Not 0, CUDA's
             default stream: to ONNX Runtime that means none was given, and it would not wait for what is queued there.
+        profile: how the file begins to which ONNX Runtime writes what ran where and how long; None writes none.
 
     Raises:
         ModelFileError: the file is no ONNX model.
@@ -79,6 +86,9 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # else a file named .ort is read otherwise
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.log_severity_level = _ERRORS_ONLY
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):

@@ -11,11 +11,12 @@ import onnx
 import pyarrow as pa
 import torch
 
-from ipsrec_export.graph import build_graph
+from ipsrec_export.graph import build_graph, build_lean_graph
 from ipsrec_export.metadata import add_metadata
 from ipsrec_export.weight_names import weight_names
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.model_file import Precision
 from ipsrec_train.model import Model
 from ipsrec_train.settings import settings_for
 
@@ -48,9 +49,11 @@ def drawn_model(
     return model
 
 
-def write_encoder_file(path: Path, model: Model, *, external_data: bool = False, weights: bool = True) -> Path:
+def write_encoder_file(
+    path: Path, model: Model, *, external_data: bool = False, weights: bool = True, precision: Precision = "fp32"
+) -> Path:
     """Export a model without a run and without a gate; `weights` says whether the file tells which weight is which."""
-    proto = build_graph(model)
+    proto = build_graph(model) if precision == "fp32" else build_lean_graph(model)
     num_items, num_providers = len(model.items.weight) - 1, len(model.providers.weight) - 1
     add_metadata(
         proto,
@@ -65,7 +68,8 @@ def write_encoder_file(path: Path, model: Model, *, external_data: bool = False,
         history_terms=None,
         training={},
         gate={"passed": True},
-        weights=weight_names(model.encoder, proto.graph),
+        weights=weight_names(model.encoder, proto.graph) if precision == "fp32" else None,
+        precision=precision,
     )
     if not weights:
         (entry,) = (entry for entry in proto.metadata_props if entry.key == "ipsrec.weights")

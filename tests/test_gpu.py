@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from encoder_files import drawn_model, random_histories, write_encoder_file
 from model_files import write_model_file
 from test_onnx_onnx_search import KINDS, check_law, make
 from training_data import make_interactions
@@ -18,10 +19,12 @@ from training_data import make_interactions
 from ipsrec_export.export import export
 from ipsrec_gpu.search import Search
 from ipsrec_onnx.cards import CardOptions
-from ipsrec_onnx.doctor import doctor
+from ipsrec_onnx.doctor import doctor, placement_problems
+from ipsrec_onnx.encoding import encode
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.onnx_search import OnnxSearch
+from ipsrec_onnx.placement import find_placement
 from ipsrec_onnx.retrieval import build_ranker, rank_users
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.session import available_execution_providers, place_on_device
@@ -181,3 +184,19 @@ def test_most_lists_of_the_search_by_onnx_are_certain(rng):
 @needs_onnxruntime
 def test_doctor_finds_cuda():
     assert doctor("cuda")["problems"] == []
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize("name", ["ipsrec-c", "ipsrec-s", "sasrec"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_node_of_an_export_runs_on_the_gpu(name, precision, tmp_path, rng):
+    model = drawn_model(name, max_len=12)
+    opened = open_model_file(write_encoder_file(tmp_path / "m.onnx", model, precision=precision))
+    assert placement_problems("m.onnx", find_placement(opened, "cuda")) == []
+    histories = random_histories(np.array([1, 2, 12, 5, 12]), model, rng)
+    on_the_cpu = encode(open_model_file(write_encoder_file(tmp_path / "full.onnx", model)), histories)
+    on_the_gpu = build_ranker(
+        opened, None, top_k=5, keep_seen=True, max_per_provider=None, device="cuda", cards=CardOptions(search="cpu")
+    ).encode(histories)
+    apart = np.abs(on_the_gpu - on_the_cpu).max() / np.abs(on_the_cpu).max()
+    assert apart < 1e-2

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ipsrec_cli.options import json_option
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 @click.command()
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Look for what keeps this device from running.")
+@click.option("--model", help="Run this model file on the device, and say which of its nodes ran where.")
 @json_option
-def doctor(device: Literal["cpu", "cuda"] | None, as_json: bool) -> None:
-    """Show what this machine can run; exit code 1 when something is wrong."""
+def doctor(device: Literal["cpu", "cuda"] | None, model: str | None, as_json: bool) -> None:
+    """Show what this machine can run, and how it runs a model; exit code 1 when something is wrong."""
     from ipsrec_cli.main import print_json
     from ipsrec_onnx.doctor import doctor as examine
 
-    found = examine(device)
+    found = examine(device, model=model)
     if as_json:
         print_json(found)
     else:
@@ -47,6 +51,8 @@ def _print_summary(found: dict[str, Any]) -> None:
     table.add_row("cores", f"{cores['usable']} usable of {cores['of_the_machine']}, {quota}")
     table.add_row("thread limits", Text(limits or "none set"))
     table.add_row("Numba cache", Text(found["numba_cache"]))
+    if found.get("model"):
+        _add_model(table, found["model"])
     console = Console()
     console.print(table)
     for problem in found["problems"]:
@@ -54,3 +60,16 @@ def _print_summary(found: dict[str, Any]) -> None:
         console.print(f"[bold]mend it:[/] {escape(problem['mend'])}", highlight=False, soft_wrap=True)
     if not found["problems"]:
         console.print("nothing wrong found", highlight=False)
+
+
+def _add_model(table: Table, model: dict[str, Any]) -> None:
+    """Where its nodes ran; those that compute shapes on the CPU are no problem."""
+    from rich.text import Text
+
+    table.add_section()
+    table.add_row("model", Text(f"{model['path']}, {model['precision']}, on {model['device']}"))
+    nodes = ", ".join(f"{count} on {provider}" for provider, count in model["nodes"].items())
+    table.add_row("nodes", Text(nodes))
+    shapes = [f"{node['name']} ({node['op_type']})" for node in model["shapes_on_the_cpu"]]
+    if shapes:
+        table.add_row("on the CPU by design", Text("shapes: " + ", ".join(shapes)))
