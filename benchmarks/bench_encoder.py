@@ -200,12 +200,12 @@ def some_users(histories: Histories, first: int, stop: int) -> Histories:
     return Histories(histories.items[start:end], histories.providers[start:end], offsets)
 
 
-def drawn_model(name: str, *, max_len: int) -> Model:
+def drawn_model(name: str, *, max_len: int, num_items: int = NUM_ITEMS, num_providers: int = NUM_PROVIDERS) -> Model:
     """A model of the paper's dimensions with weights about as large as trained ones."""
     torch.manual_seed(0)
-    item_provider = np.sort(np.arange(NUM_ITEMS + 1) % (NUM_PROVIDERS + 1)).astype(np.int32)
+    item_provider = np.sort(np.arange(num_items + 1) % (num_providers + 1)).astype(np.int32)
     settings = settings_for(name, None, {"max_len": max_len})
-    model = Model(name, settings, item_provider=item_provider, num_providers=NUM_PROVIDERS).eval()
+    model = Model(name, settings, item_provider=item_provider, num_providers=num_providers).eval()
     with torch.no_grad():
         for part, weight in model.encoder.named_parameters():
             if "norm" not in part:
@@ -237,16 +237,19 @@ def write_model_file(path: Path, model: Model) -> Path:
     return path
 
 
-def write_plain_file(path: Path, model: Model) -> Path:
-    """Export the plain graph of the same weights."""
+def write_plain_file(path: Path, model: Model, *, graph: PlainGraph | None = None) -> Path:
+    """Export the plain graph of the same weights, or a form of it."""
     batch = torch.export.Dim("batch", min=1, max=2**20)
     history = {0: batch, 1: torch.export.Dim("sequence", min=1, max=model.settings.max_len)}
-    example = (torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 1]))
+    # As wide as it is run: the exporter fixes the width of IPSRec-S, which cuts its 2 L positions into halves.
+    width = model.settings.max_len
+    ones = torch.ones(2, width, dtype=torch.int64)
+    example = (ones, ones.clone(), torch.tensor([width, 1]))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():  # the exporter tells developers of torch many things
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            PlainGraph(model, scores=False).eval(),
+            (PlainGraph(model, scores=False) if graph is None else graph).eval(),
             example,
             dynamo=True,
             opset_version=OPSET,
