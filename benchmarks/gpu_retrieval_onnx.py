@@ -104,7 +104,8 @@ def check(
 ) -> float:
     """Compare ours with the rival's lists; give the share of ours that is certain."""
     certain = 0
-    for batch, (items, outside) in enumerate(proposed):
+    for batch, proposals in enumerate(proposed):
+        items, outside = proposals.items, proposals.outside
         some = users[batch * BATCH : (batch + 1) * BATCH]
         exact = np.stack(
             [

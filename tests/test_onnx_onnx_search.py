@@ -147,7 +147,7 @@ def make(kind, rng, num_items, dim):
 
 def check_law(embeddings, allowed, users, proposals, *, fetch):
     """No item twice, none that is not allowed, and none left out above the bound."""
-    items, outside = proposals
+    items, outside = proposals.items, proposals.outside
     assert items.shape == (len(users), fetch) and items.dtype == np.int32
     assert outside.shape == (len(users),) and outside.dtype == np.float32
     may = np.ones(len(embeddings), np.bool_) if allowed is None else allowed.copy()
@@ -202,7 +202,7 @@ def test_only_allowed_items_are_proposed(share, rng):
 def test_the_law_agrees_with_the_slow_twin(rng):
     embeddings, users = make(trained_like, rng, 700, 8)
     allowed = rng.random(701) < 0.8
-    items, outside = OnnxSearch(embeddings, allowed, device="cpu").propose(users, fetch=20)
+    items, outside, *_ = OnnxSearch(embeddings, allowed, device="cpu").propose(users, fetch=20)
     for user, found, bound in zip(users, items, outside, strict=True):
         assert naive.best_left_out(embeddings, allowed, user, found.tolist()) <= bound
 
@@ -214,7 +214,7 @@ def test_all_that_is_allowed_is_proposed_where_it_is_no_more_than_asked_for(num_
     allowed[rng.choice(600, num_items, replace=False) + 1] = True
     search = OnnxSearch(embeddings, allowed, device="cpu")
     for fetch in (max(num_items, 1), 1_000):
-        items, outside = search.propose(users, fetch=fetch)
+        items, outside, *_ = search.propose(users, fetch=fetch)
         assert (outside == -np.inf).all()
         for found in items:
             assert sorted(found[found != PADDING]) == np.flatnonzero(allowed).tolist()
@@ -224,7 +224,7 @@ def test_all_that_is_allowed_is_proposed_where_it_is_no_more_than_asked_for(num_
 def test_copies_that_fill_a_block_take_no_place(num_items, rng):
     # Scores are all negative, so that the items of small norms, which the copies are of, are the best ones.
     embeddings, users = make(all_negative, rng, num_items, 8)
-    items, _ = OnnxSearch(embeddings, None, device="cpu").propose(users, fetch=num_items - 1)
+    items = OnnxSearch(embeddings, None, device="cpu").propose(users, fetch=num_items - 1).items
     assert (items != PADDING).all()
 
 
@@ -240,7 +240,7 @@ def test_lists_of_100_out_of_128_are_certain(kind, rng):
 
 def test_what_is_proposed_is_the_best_in_order(rng):
     embeddings, users = make(gaussian, rng, 2_000, 64)
-    items, _ = OnnxSearch(embeddings, None, device="cpu").propose(users, fetch=10)
+    items = OnnxSearch(embeddings, None, device="cpu").propose(users, fetch=10).items
     products = users.astype(np.float64) @ embeddings[1:].astype(np.float64).T
     np.testing.assert_array_equal(items, np.argsort(-products, axis=1)[:, :10] + 1)
 
@@ -250,7 +250,7 @@ def test_a_user_with_nan_or_infinity_on_the_device_gets_nothing(rng):
     search = OnnxSearch(embeddings, None, device="cpu")
     whole = search.propose(users, fetch=20)
     users[1, 3], users[4, 0], users[6, 7] = np.nan, np.inf, -np.inf
-    items, outside = search.propose_on_device(place_on_device(users, device="cpu"), fetch=20)
+    items, outside, *_ = search.propose_on_device(place_on_device(users, device="cpu"), fetch=20)
     broken = np.isin(np.arange(USERS), [1, 4, 6])
     assert (items[broken] == PADDING).all() and (outside[broken] == np.inf).all()
     np.testing.assert_array_equal(items[~broken], whole.items[~broken])
