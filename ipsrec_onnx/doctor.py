@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # doctor must run where onnxruntime is missing
 
 CPU_WHEEL, GPU_WHEEL = "onnxruntime", "onnxruntime-gpu"
 
-_PACKAGES = ("ipsrec-onnx", "numpy", "numba", "pyarrow", CPU_WHEEL, GPU_WHEEL)
+_PACKAGES = ("ipsrec-onnx", "numpy", "numba", "pyarrow", CPU_WHEEL, GPU_WHEEL, "torch", "triton")
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -47,9 +47,10 @@ def doctor(device: Device | None = None, *, model: str | Path | None = None) -> 
 
     Returns:
         JSON values: versions, execution_providers, cores, thread_limits, numba_cache, and problems, each with "what"
-        and "mend"; no problems means that the machine is fine. With a model, "model" says how many of its nodes ran on
-        which execution provider, and which nodes computed shapes on the CPU of a GPU's machine; it is None where the
-        device does not start.
+        and "mend"; no problems means that the machine is fine. With "cuda", "gpu_search" says what would search there,
+        and what keeps the fastest search from it, which is no problem. With a model, "model" says how many of its nodes
+        ran on which execution provider, and which nodes computed shapes on the CPU of a GPU's machine; it is None where
+        the device does not start.
 
     Raises:
         ModelFileError: the model file cannot be used.
@@ -67,6 +68,8 @@ def doctor(device: Device | None = None, *, model: str | Path | None = None) -> 
     if device == "cuda" and not broken:
         problems += cuda_problems(versions, execution_providers)
     found: dict[str, Any] = {}
+    if device == "cuda" and execution_providers:
+        found["gpu_search"] = _gpu_search()
     if model is not None:
         found["model"] = None
         if execution_providers:
@@ -83,13 +86,21 @@ def doctor(device: Device | None = None, *, model: str | Path | None = None) -> 
     }
 
 
+def _gpu_search() -> dict[str, str | None]:
+    """What would search on a GPU, and what keeps the faster one from it."""
+    from ipsrec_onnx.cards import why_no_triton
+
+    reason = why_no_triton(1)
+    return {"search": "onnx" if reason else "triton", "why_not_triton": reason}
+
+
 def _run_model(model: str | Path, device: Device) -> tuple[dict[str, Any] | None, list[Problem]]:
     """What `doctor` says of a model, and what is wrong with how it ran."""
     from ipsrec_onnx.model_file import open_model_file
     from ipsrec_onnx.placement import find_placement
 
     try:
-        opened = open_model_file(model, device=device)
+        opened = open_model_file(model)
         placement = find_placement(opened, device)
     except ExecutionProviderError as error:
         return None, [Problem(str(error), "see the problems above, or use --device cpu")]

@@ -33,3 +33,5 @@ def test_doctor_says_why_cuda_is_not_there(capsys: pytest.CaptureFixture[str]) -
     assert run("doctor", "--device", "cuda", "--json") == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert any("onnxruntime-gpu is not installed" in problem["what"] for problem in problems)
+    assert run("doctor", "--device", "cuda") == 1
+    assert "not triton: torch" in capsys.readouterr().out

@@ -51,6 +51,10 @@ def _print_summary(found: dict[str, Any]) -> None:
     table.add_row("cores", f"{cores['usable']} usable of {cores['of_the_machine']}, {quota}")
     table.add_row("thread limits", Text(limits or "none set"))
     table.add_row("Numba cache", Text(found["numba_cache"]))
+    if "gpu_search" in found:
+        search = found["gpu_search"]
+        reason = f"; not triton: {search['why_not_triton']}" if search["why_not_triton"] else ""
+        table.add_row("search on a GPU", Text(f"{search['search']}{reason}"))
     if found.get("model"):
         _add_model(table, found["model"])
     console = Console()
