@@ -129,19 +129,21 @@ def _walk(reader: _Reader) -> dict[str, tuple[int, ...]]:
         if depth > _DEEPEST:
             raise ModelFileError(f"graphs lie more than {_DEEPEST} deep inside its graph; export it again")
         nodes: list[_Node] = []
+        own: dict[str, tuple[int, ...]] = {}
         for number, value in reader.fields(graph):
             if number == _NODE:
                 nodes.append(_check_node(reader, _message(value)))
                 graphs += [(subgraph, depth + 1) for subgraph in nodes[-1].subgraphs]
             elif number == _INITIALIZER:
                 tensor = _check_tensor(reader, _message(value), may_be_outside=depth == 0)
+                own[tensor.name] = tuple(tensor.dims)
                 if depth == 0:
                     if tensor.name in initializers:
                         raise ModelFileError(f"two of its weights are named {tensor.name[:_SHOWN]!r}; export it again")
                     initializers[tensor.name] = tuple(tensor.dims)
             elif number == _SPARSE_INITIALIZER:
                 raise _sparse()
-        _check_attention(nodes)
+        _check_attention(nodes, own)
     return initializers
 
 
@@ -187,10 +189,11 @@ def _check_node(reader: _Reader, node: range) -> _Node:
     return _Node(domain, operator, inputs, outputs, subgraphs)
 
 
-def _check_attention(nodes: list[_Node]) -> None:
-    """Refuse attention with a cache, and lengths that could be negative: older versions of ONNX Runtime write there.
+def _check_attention(nodes: list[_Node], weights: dict[str, tuple[int, ...]]) -> None:
+    """Refuse attention with a cache, lengths that could be negative, and keys or values without a width.
 
-    Lengths have to be counted in the same graph, as export counts them.
+    Older versions of ONNX Runtime write at negative lengths, and 1.32 divides by a width of 0, which ends the process.
+    Lengths have to be counted, and keys and values multiplied by a weight, in the same graph, as export does it.
     """
     made_by = {name: node for node in nodes for name in node.outputs}
     for node in nodes:
@@ -204,6 +207,19 @@ def _check_attention(nodes: list[_Node]) -> None:
                 f"its graph has {node.operator} with lengths {lengths[:_SHOWN]!r} that are not counted, which no "
                 "export writes; export it again"
             )
+        for what, name in zip(("keys", "values"), node.inputs[1:3], strict=False):
+            if not _has_width(made_by.get(name), weights):
+                raise ModelFileError(
+                    f"its graph has {node.operator} with {what} {name[:_SHOWN]!r} that no weight makes, which no "
+                    "export writes; export it again"
+                )
+
+
+def _has_width(node: _Node | None, weights: dict[str, tuple[int, ...]]) -> bool:
+    """Is it a product with a weight that has columns?"""
+    if node is None or node.domain not in ("", "ai.onnx") or node.operator != "MatMul" or len(node.inputs) != 2:
+        return False
+    return min(weights.get(node.inputs[1], (0,))) > 0
 
 
 def _is_counted(name: str, made_by: dict[str, _Node]) -> bool:

@@ -59,11 +59,19 @@ def refused(path: Path, message: str, *, read: Callable[[Path], object] = open_m
     assert len(text) < 1000
 
 
-def attention(*inputs: str, outputs: tuple[str, ...] = ("looked",), lengths: tuple[str, ...] = ()):
-    """A node of the one operator of com.microsoft that is run; `lengths` are operators that make its input 4."""
+def attention(
+    *inputs: str, outputs: tuple[str, ...] = ("looked",), lengths: tuple[str, ...] = (), columns: int = 8
+) -> Callable[[onnx.ModelProto], None]:
+    """A node of the one operator of com.microsoft that is run; `lengths` are operators that make its input 4.
+
+    "k" and "v" are products with a weight of so many columns.
+    """
 
     def change(proto: onnx.ModelProto) -> None:
         made = "start"
+        proto.graph.initializer.append(numpy_helper.from_array(np.zeros((8, columns), np.float32), "wide"))
+        for name in ("k", "v"):
+            proto.graph.node.append(helper.make_node("MatMul", ["states", "wide"], [name]))
         for number, operator in enumerate(lengths):
             domain, _, name = operator.rpartition(":")
             proto.graph.node.append(helper.make_node(name, [made, "zero"], [f"made {number}"], domain=domain))
@@ -226,6 +234,9 @@ def renamed(proto: onnx.ModelProto) -> None:
         (attention("q", "k", "v", "", "made", lengths=("Equal", "Neg", "ReduceSum")), "that are not counted"),
         (attention("q", "k", "v", "", "made", lengths=("Add", "Cast", "ReduceSum")), "that are not counted"),
         (attention("q", "k", "v", "", "made", lengths=("Less", "Cast", "ai.onnx.ml:ReduceSum")), "are not counted"),
+        (attention("q", "q", "v"), "has MultiHeadAttention with keys 'q' that no weight makes"),
+        (attention("q", "k", "states"), "has MultiHeadAttention with values 'states' that no weight makes"),
+        (attention("q", "k", "v", columns=0), "has MultiHeadAttention with keys 'k' that no weight makes"),
         (attention_inside, "with lengths 'made 2' that are not counted"),
         (add_node("PyOp", [], ["y"], domain="ai.onnx.contrib"), r"operator 'PyOp' of domain 'ai\.onnx\.contrib'"),
         (add_node("Mine", [], [], domain="a\nb\x1b[2J"), "is no ONNX model: a name at byte [0-9]+ cannot be printed"),
