@@ -27,7 +27,9 @@ _KERNELS = 170 << 20  # kernels, loaded, or compiled by the first job after an i
 _ROW_WORK, _ID_WORK, _CANDIDATE_WORK = 256, 40, 20
 _ENCODER_BATCH = 32
 _ENCODER_ARRAYS = 24  # (batch, length, dim) float32 that the graph holds at a time, its feed-forward layer among them
-_WRITTEN_COPIES = 5  # of a row group of the output: gathered, made one piece, encoded, compressed, once more in a part
+# Of a row group of the output, in each writer: gathered, made one piece, encoded, compressed, once more in a part.
+_WRITTEN_COPIES = 5
+_MOST_WRITERS = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class RowSizes:
         ids: ids of a row in all its lists, those of the longest row group on average.
         top_k: candidates of a row.
         group_rows: users of a row group of the output.
+        part_rows: users of the largest part.
         max_len: items that the model looks at.
         dim: width of an embedding.
         proposals: items that a GPU proposes for a row; 0 where the CPU searches.
@@ -63,6 +66,7 @@ class RowSizes:
     ids: float
     top_k: int
     group_rows: int
+    part_rows: int
     max_len: int
     dim: int
     proposals: int = 0
@@ -76,7 +80,9 @@ class ChunkPlan:
         threads: workers.
         rows: users of a chunk at most.
         ids: ids of a chunk, on the average of its row group.
-        waiting: chunks that are read or scored and not yet written.
+        waiting: chunks that are read or scored and not yet with the writers.
+        writers: threads that write.
+        writing: chunks that the writers have.
         peak: bytes that the job will take at most, by this computation.
     """
 
@@ -84,6 +90,8 @@ class ChunkPlan:
     rows: int
     ids: int
     waiting: int
+    writers: int
+    writing: int
     peak: int
 
 
@@ -105,6 +113,16 @@ def refuse_big_model(bound: MemoryBound, *, path: str, num_bytes: int) -> None:
         raise DataError(_too_small(bound, needed, f"with model {path} of {size_in_words(num_bytes)}", ""))
 
 
+def num_writers(threads: int) -> int:
+    """Threads that write, beside so many workers: half as many, four at most.
+
+    One writes some 400,000 lists of 100 a second. Workers on two or three cores stay far below that, and a second
+    writer would only take memory from them. A GPU gives over a million, which takes three or four; eight were not
+    faster than four.
+    """
+    return max(1, min(_MOST_WRITERS, threads // 2))
+
+
 def plan_chunks(
     bound: MemoryBound, sizes: RowSizes, *, held: int, most_rows: int, threads: int, fewer_threads: bool
 ) -> ChunkPlan:
@@ -123,12 +141,20 @@ def plan_chunks(
     """
     for workers in range(threads, 0, -1) if fewer_threads else [threads]:
         rows, least = most_rows, _LEAST_ROWS if workers == 1 or not fewer_threads else _SMALL_ROWS
+        most_writers = num_writers(workers)
         while True:
-            for waiting in (2 * workers, workers):
+            # Chunks come part after part, and all writers have work only if half a part waits for each but the first.
+            spread = -(-sizes.part_rows * (most_writers - 1) // (2 * rows))
+            for waiting, writers, writing in (
+                (2 * workers, most_writers, most_writers + spread),
+                (workers, most_writers, most_writers),
+                (workers, 1, 1),
+            ):
                 ids = max(1, MOST_IDS * rows // max(most_rows, _SMALL_ROWS))
-                peak = held + _chunks_bytes(sizes, rows, ids, threads=workers, waiting=waiting)
+                in_flight = waiting + writing
+                peak = held + _chunks_bytes(sizes, rows, ids, threads=workers, writers=writers, in_flight=in_flight)
                 if peak <= bound.limit:
-                    return ChunkPlan(workers, rows, ids, waiting, peak)
+                    return ChunkPlan(workers, rows, ids, waiting, writers, writing, peak)
             if rows <= least:
                 break
             rows = max(least, rows // 2)
@@ -138,7 +164,7 @@ def plan_chunks(
     raise DataError(_too_small(bound, peak, f"with {asked} and --top-k {sizes.top_k}", advice + smaller))
 
 
-def _chunks_bytes(sizes: RowSizes, rows: int, ids: int, *, threads: int, waiting: int) -> int:
+def _chunks_bytes(sizes: RowSizes, rows: int, ids: int, *, threads: int, writers: int, in_flight: int) -> int:
     """Bytes of all chunks in flight, of the encoder's workspace and of what is being written."""
     num_ids = min(rows * sizes.ids, float(ids)) if rows > 1 else sizes.ids
     candidates, written = rows * sizes.top_k, sizes.group_rows * sizes.top_k
@@ -149,8 +175,9 @@ def _chunks_bytes(sizes: RowSizes, rows: int, ids: int, *, threads: int, waiting
         work += rows * 8 * (sizes.proposals + 2 * sizes.max_len)
     encoder = _ENCODER_BATCH * sizes.max_len * (_ENCODER_ARRAYS * sizes.dim + 4 * sizes.max_len) * 4
     in_work = threads * (raw + result + work + encoder)
-    idle = (waiting + 1 - threads) * max(raw, result)
-    return int(_KERNELS + in_work + idle + _WRITTEN_COPIES * written * (sizes.item_id + 4))
+    kept = writers - 1  # each but one may keep the rest of a chunk, and so all of it, until its row group is full
+    idle = (in_flight + kept - threads) * max(raw, result)
+    return int(_KERNELS + in_work + idle + writers * _WRITTEN_COPIES * written * (sizes.item_id + 4))
 
 
 def id_bytes(ids: pa.DataType, values: pa.Array | None = None) -> int:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ipsrec_onnx.atomic import sync
-from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.errors import DataError, IpsrecError
 from ipsrec_onnx.job_folder import JobFolder
+from ipsrec_onnx.lanes import Step, do_steps
+from ipsrec_onnx.part_files import COUNTS_KEY, broken_writing, open_part, read_counts, stored_rows
 from ipsrec_onnx.progress import JobLog
-from ipsrec_onnx.row_writer import RowWriter, open_row_writer
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.scored_chunk import ScoredChunk
 from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.throughput import Throughput
 from ipsrec_onnx.user_chunks import UserPart
 
-COUNTS_KEY = "ipsrec.counts"  # in the metadata of each part: what it counts
+Sent = TypeVar("Sent")
 
 
 class RowSchemas(NamedTuple):
@@ -32,6 +32,15 @@ class RowSchemas(NamedTuple):
     candidates_group_rows: int
     bad_rows: pa.Schema
     bad_rows_group_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """What is written after a step: a chunk's counts, with where its worker's time went, and the part that is done."""
+
+    counts: ScoreCounts = field(default_factory=ScoreCounts)
+    times: StageTimes = field(default_factory=StageTimes)
+    part: UserPart | None = None
 
 
 class ScoreOutputs:
@@ -50,78 +59,118 @@ class ScoreOutputs:
         for number, part in enumerate(parts):
             path = folder.part(part_name(part))
             if path.exists():
-                self.done[number] = _read_counts(path)
+                self.done[number] = read_counts(path)
 
-    def write(self, chunks: Iterator[ScoredChunk], *, log: JobLog) -> Iterator[ScoreCounts]:
-        """Write everything, in the order of the parts.
+    def write(
+        self, chunks: Iterator[ScoredChunk], *, writers: int, most: int, log: JobLog
+    ) -> Generator[ScoreCounts, None, None]:
+        """Write everything: several parts at once, each by one thread, and the whole file by one beside them.
 
         Args:
-            chunks: of the parts that are not done, in order.
+            chunks: of the parts that are not done, in the order of the parts.
+            writers: threads that write.
+            most: chunks that are taken and not yet written.
             log: hears of each part that is done.
 
         Yields:
             What a chunk counts, once it is written; nothing for the parts that were done.
         """
-        with contextlib.ExitStack() as stack:
-            whole = None if self._folder.targets.as_folder else stack.enter_context(self._open_whole())
-            for number, part in enumerate(self._parts):
-                if number in self.done:
-                    with self.times.stage("write"):
-                        stored = _stored_rows(self._folder.part(part_name(part)), self._schemas.candidates)
-                        for rows in stored:  # of a folder, too: a damaged part is found here
-                            if whole is not None:
-                                whole.write(rows)
-                else:
-                    yield from self._write_part(part, chunks, whole)
-                    log.event("part_done", part=part_name(part), users=part.num_rows)
+        with (
+            contextlib.ExitStack() as files,  # left when the threads have ended
+            contextlib.closing(
+                do_steps(self._steps(chunks, files, writers=writers), lanes=writers, most=most)
+            ) as steps,
+        ):
+            for written, times in steps:
+                for spent in (written.times, *times):
+                    self.times.add(spent)
+                if written.counts.rows_in:
+                    self.throughput.add(written.counts.rows_in)
+                    yield written.counts
+                if written.part is not None:
+                    log.event("part_done", part=part_name(written.part), users=written.part.num_rows)
+        if self._folder.targets.bad_rows is not None:
             with self.times.stage("write"):
-                stack.close()  # the last row group is written now
-                if self._folder.targets.bad_rows is not None:
-                    self._gather_bad_rows()
+                self._gather_bad_rows()
 
-    def _write_part(
-        self, part: UserPart, chunks: Iterator[ScoredChunk], whole: RowWriter | None
-    ) -> Iterator[ScoreCounts]:
-        """Write one part from the chunks that come next."""
+    def _steps(
+        self, chunks: Iterator[ScoredChunk], files: contextlib.ExitStack, *, writers: int
+    ) -> Iterator[Step[_Written, StageTimes]]:
+        """Say what is to be written where: the whole file in lane 0, parts in turn in the others, if there are any."""
+        whole = None
+        if not self._folder.targets.as_folder:
+            whole = files.enter_context(_given_up(self._write_whole()))
+            yield Step(_Written(), [(0, _timed(next, whole, None))])
+        first_lane = 0 if whole is None or writers == 1 else 1
+        lanes = itertools.cycle(range(first_lane, writers))
+        for number, part in enumerate(self._parts):
+            lane = next(lanes)
+            if number in self.done:
+                yield Step(_Written(), [(lane if whole is None else 0, _timed(self._take_over, part, whole))])
+                continue
+            writer = files.enter_context(_given_up(self._write_part(part)))
+            yield Step(_Written(part=None if part.num_rows else part), [(lane, _timed(next, writer, None))])
+            left = part.num_rows
+            while left > 0:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    raise DataError(
+                        f"{part_name(part)}: the input has fewer rows than at first; did it change? run again"
+                    )
+                left -= chunk.counts.rows_in
+                tasks = [(lane, _timed(_send, writer, chunk))]
+                if whole is not None:
+                    tasks.append((0, _timed(_send, whole, chunk.rows)))
+                yield Step(_Written(chunk.counts, chunk.times, part=part if left <= 0 else None), tasks)
+                del chunk, tasks  # written, perhaps: not to be held while the next one is waited for
+        if whole is not None:
+            yield Step(_Written(), [(0, _timed(_send, whole, None))])
+
+    def _write_part(self, part: UserPart) -> Generator[None, ScoredChunk, None]:
+        """Write one part from the chunks that are sent; with its last row, it gets its name."""
         path, schemas = self._folder.part(part_name(part)), self._schemas
         bad_path = self._folder.bad_rows_part(part_name(part))
         counts = ScoreCounts()
-        with contextlib.ExitStack() as stack:
+        with broken_writing(path), contextlib.ExitStack() as stack:
             # The stack unwinds from below: the malformed rows have their name before the part counts as done.
-            writer = stack.enter_context(_open_part(path, schemas.candidates, group_rows=schemas.candidates_group_rows))
+            writer = stack.enter_context(open_part(path, schemas.candidates, group_rows=schemas.candidates_group_rows))
             bad_rows = None
             if self._folder.targets.bad_rows is not None:
                 bad_rows = stack.enter_context(
-                    _open_part(bad_path, schemas.bad_rows, group_rows=schemas.bad_rows_group_rows)
+                    open_part(bad_path, schemas.bad_rows, group_rows=schemas.bad_rows_group_rows)
                 )
             while counts.rows_in < part.num_rows:
-                chunk = next(chunks, None)
-                if chunk is None:
-                    raise DataError(f"{path.name}: the input has fewer rows than at first; did it change? run again")
-                self.times.add(chunk.times)
-                with self.times.stage("write"):
-                    writer.write(chunk.rows)
-                    if whole is not None:
-                        whole.write(chunk.rows)
-                    if bad_rows is not None:
-                        bad_rows.write(chunk.dead_letters)
+                chunk = yield
+                writer.write(chunk.rows)
+                if bad_rows is not None:
+                    bad_rows.write(chunk.dead_letters)
                 counts += chunk.counts
-                self.throughput.add(chunk.counts.rows_in)
-                yield chunk.counts
-            with self.times.stage("write"):
-                writer.note(COUNTS_KEY, json.dumps(counts.to_json()))
-                stack.close()
+                del chunk  # the next one may be long in coming
+            writer.note(COUNTS_KEY, json.dumps(counts.to_json()))
 
-    def _open_whole(self) -> contextlib.AbstractContextManager[RowWriter]:
-        schemas = self._schemas
-        return _open_part(self._folder.whole, schemas.candidates, group_rows=schemas.candidates_group_rows)
+    def _write_whole(self) -> Generator[None, pa.Table | None, None]:
+        """Write the rows that are sent into one file; with None, it gets its name."""
+        path, schemas = self._folder.whole, self._schemas
+        with (
+            broken_writing(path),
+            open_part(path, schemas.candidates, group_rows=schemas.candidates_group_rows) as writer,
+        ):
+            while (rows := (yield)) is not None:
+                writer.write(rows)
+                del rows
+
+    def _take_over(self, part: UserPart, whole: Generator[None, pa.Table | None, None] | None) -> None:
+        """Read a part that is done into the whole file; of a folder, too: a damaged part is found here."""
+        for rows in stored_rows(self._folder.part(part_name(part)), self._schemas.candidates):
+            if whole is not None:
+                _send(whole, rows)
 
     def _gather_bad_rows(self) -> None:
         schemas = self._schemas
         target = self._folder.whole_bad_rows
-        with _open_part(target, schemas.bad_rows, group_rows=schemas.bad_rows_group_rows) as writer:
+        with open_part(target, schemas.bad_rows, group_rows=schemas.bad_rows_group_rows) as writer:
             for part in self._parts:
-                for rows in _stored_rows(self._folder.bad_rows_part(part_name(part)), schemas.bad_rows):
+                for rows in stored_rows(self._folder.bad_rows_part(part_name(part)), schemas.bad_rows):
                     writer.write(rows)
 
 
@@ -130,42 +179,29 @@ def part_name(part: UserPart) -> str:
     return f"part-{part.file:05d}-{part.first_row:012d}.parquet"
 
 
+def _timed(function: Callable[..., object], *arguments: Any) -> Callable[[], StageTimes]:
+    """A task of a lane that says what it took."""
+
+    def task() -> StageTimes:
+        times = StageTimes()
+        with times.stage("write"):
+            function(*arguments)
+        return times
+
+    return task
+
+
+def _send(writer: Generator[None, Sent, None], rows: Sent) -> None:
+    """Have a writer that has begun write more rows; one that has failed says so once, and takes no more."""
+    with contextlib.suppress(StopIteration):
+        writer.send(rows)
+
+
 @contextlib.contextmanager
-def _open_part(path: Path, schema: pa.Schema, *, group_rows: int) -> Iterator[RowWriter]:
-    """Write a file that has its name once it is whole and on the disk."""
-    temporary = path.with_name(f"{path.name}.tmp")
+def _given_up(writer: Generator[None, Sent, None]) -> Iterator[Generator[None, Sent, None]]:
+    """When the block is left, throw away what the writer has not finished."""
     try:
-        temporary.touch()  # where this is not allowed, Python says which file it is, and Arrow does not
-        with open_row_writer(temporary, schema, group_rows=group_rows) as writer:
-            yield writer
-        sync(temporary)
-    except BaseException:
-        with contextlib.suppress(OSError):  # the error that brought us here matters more
-            temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def _read_counts(path: Path) -> ScoreCounts:
-    """What a part that is done counts."""
-    try:
-        metadata = pq.read_metadata(path).metadata or {}
-        return ScoreCounts.from_json(json.loads(metadata[COUNTS_KEY.encode()]))
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: this part of an unfinished job cannot be read ({error}); start over with --overwrite")
-
-
-def _stored_rows(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of a part that is done, a row group at a time, with the columns that the job writes."""
-    schema = schema.remove_metadata()
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
-            for row_group in range(parquet.num_row_groups):
-                yield parquet.read_row_group(row_group, use_threads=False).cast(schema)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        yield writer
+    finally:
+        with contextlib.suppress(OSError, IpsrecError):  # the error that brought us here matters more
+            writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 
@@ -36,7 +37,7 @@ def score_users(
     bound: MemoryBound,
     log: JobLog,
 ) -> ScoreCounts:
-    """Score and write all users; this thread reads and writes, the workers do the rest.
+    """Score and write all users; this thread reads and counts, workers score, and writers write.
 
     Args:
         users: as open_users gave it.
@@ -56,10 +57,11 @@ def score_users(
     """
     counts, times = sum(outputs.done.values(), ScoreCounts()), outputs.times
     missing = [part for number, part in enumerate(parts) if number not in outputs.done]
-    plan = _plan(users, rules, sum(part.num_rows for part in missing), threads=threads, bound=bound)
+    plan = _plan(users, rules, missing, threads=threads, bound=bound)
     log.event(
         "job_planned",
         threads=plan.threads,
+        writers=plan.writers,
         chunk_rows=plan.rows,
         search=rules.ranker.search,
         memory_bytes=plan.peak,
@@ -73,9 +75,10 @@ def score_users(
     scored = map_in_order(work, chunks, threads=plan.threads, waiting=plan.waiting)
     with (
         ended(scored),
+        contextlib.closing(outputs.write(scored, writers=plan.writers, most=plan.writing, log=log)) as done,
         log.progress(users.num_rows, what="users", already=counts.rows_in, times=times) as advance,
     ):
-        for written in outputs.write(scored, log=log):
+        for written in done:
             counts += written
             advance(written.rows_in)
     _check_account(users, counts)
@@ -97,8 +100,10 @@ def group_rows(rules: ScoreRules) -> int:
     return _LONG_GROUP_ROWS if "rank" in rules.schema.names else rules.ranker.users_at_once(CHUNK_ROWS)
 
 
-def _plan(users: Users, rules: ScoreRules, num_rows: int, *, threads: int | None, bound: MemoryBound) -> ChunkPlan:
-    """Cut a job so that it stays within its memory."""
+def _plan(
+    users: Users, rules: ScoreRules, missing: list[UserPart], *, threads: int | None, bound: MemoryBound
+) -> ChunkPlan:
+    """Cut what is missing so that the job stays within its memory."""
     workers, model, top_k = threads or usable_cores(), rules.ranker.model, rules.ranker.top_k
     sizes = RowSizes(
         user_id=id_bytes(users.schema.field(users.columns.user_id).type),
@@ -106,10 +111,12 @@ def _plan(users: Users, rules: ScoreRules, num_rows: int, *, threads: int | None
         ids=users.most_ids_of_a_row,
         top_k=top_k,
         group_rows=rules.ranker.users_at_once(CHUNK_ROWS),
+        part_rows=max((part.num_rows for part in missing), default=0),
         max_len=model.max_len,
         dim=model.dim,
         proposals=0 if rules.ranker.card_search is None else 2 * top_k + 128,
     )
+    num_rows = sum(part.num_rows for part in missing)
     most_rows = rules.ranker.chunk_users(_chunk_rows(num_rows, workers))
     held = resident_memory()
     return plan_chunks(bound, sizes, held=held, most_rows=most_rows, threads=workers, fewer_threads=threads is None)

@@ -4,7 +4,8 @@
                                                                      top-k --write--> candidates.parquet
 
 read is users.py and user_chunks.py; map is histories.py; pack and encode encoding.py; retrieve retrieval.py; write
-candidates.py and score_outputs.py; score_chunk goes from read to write for one chunk of users, in a worker thread.
+candidates.py and score_outputs.py; score_chunk goes from read to write for one chunk of users, in a worker thread, and
+the threads of lanes.py write several parts at once.
 score_job.py has the steps of a job; job_folder.py is what a killed one goes on from, manifest.py what a finished one
 says of itself.
 """

@@ -13,6 +13,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -33,31 +34,40 @@ def server() -> ForkServerContext:
     return context
 
 
-def score_in_parts(arguments: dict[str, Any]) -> None:
-    """Score with small parts."""
-    from ipsrec_onnx import score_job, score_run, scoring, user_chunks
+def in_small_parts(writers: int | None) -> None:
+    """Make parts and chunks small, and have so many threads write; None for what the job chooses."""
+    from ipsrec_onnx import memory_plan, score_job, score_run, user_chunks
 
     user_chunks.PART_ROWS = PART_ROWS
     score_run.CHUNK_ROWS = score_job.CHUNK_ROWS = CHUNK_ROWS
+    if writers is not None:
+        memory_plan.num_writers = lambda threads: writers
+
+
+def score_in_parts(arguments: dict[str, Any], writers: int | None = None) -> None:
+    """Score with small parts."""
+    from ipsrec_onnx import scoring
+
+    in_small_parts(writers)
     scoring.score(**arguments)
 
 
-def killed_at_step(arguments: dict[str, Any], step: int, kind: str) -> None:
+def killed_at_step(arguments: dict[str, Any], step: int, kind: str, writers: int | None = None) -> None:
     """Score, and die before or after the step-th change of names (renames, and the removal of an old manifest)."""
     steps = itertools.count()
-    inside = [False]  # one change calls another: Path.rename calls os.rename
+    inside = threading.local()  # one change calls another: Path.rename calls os.rename
 
     def dying(change: Callable[..., Any]) -> Callable[..., Any]:
         def changed(*positional: Any, **named: Any) -> Any:
-            if inside[0]:
+            if getattr(inside, "change", False):
                 return change(*positional, **named)
-            here, inside[0] = next(steps) == step, True
+            here, inside.change = next(steps) == step, True
             if here and kind == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             try:
                 return change(*positional, **named)
             finally:
-                inside[0] = False
+                inside.change = False
                 if here:
                     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -66,10 +76,16 @@ def killed_at_step(arguments: dict[str, Any], step: int, kind: str) -> None:
     for name in ("replace", "rename", "unlink", "rmdir"):
         setattr(pathlib.Path, name, dying(getattr(pathlib.Path, name)))
         setattr(os, name, dying(getattr(os, name)))  # what shutil.rmtree calls
-    score_in_parts(arguments)
+    score_in_parts(arguments, writers)
 
 
-def command(arguments: list[str], stderr: Path, paused: Path | None = None, fails: str | None = None) -> None:
+def command(
+    arguments: list[str],
+    stderr: Path,
+    paused: Path | None = None,
+    fails: str | None = None,
+    writers: int | None = None,
+) -> None:
     """Run the command line with small parts.
 
     Args:
@@ -77,14 +93,14 @@ def command(arguments: list[str], stderr: Path, paused: Path | None = None, fail
         stderr: a file for what it says.
         paused: a file that is made when the workers are at their sixth chunk; they go on when it is gone.
         fails: name of an exception that the worker of the sixth chunk meets.
+        writers: threads that write; None for what the job chooses.
     """
     import pyarrow as pa
 
     from ipsrec_cli.main import main
-    from ipsrec_onnx import score_job, score_run, user_chunks
+    from ipsrec_onnx import score_run
 
-    user_chunks.PART_ROWS = PART_ROWS
-    score_run.CHUNK_ROWS = score_job.CHUNK_ROWS = CHUNK_ROWS
+    in_small_parts(writers)
     sys.stdout, sys.stderr = io.StringIO(), stderr.open("w", buffering=1)
     score_chunk, chunks = score_run.score_chunk, itertools.count(1)
 

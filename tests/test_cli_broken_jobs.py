@@ -63,8 +63,10 @@ class Job:
         fixed = ["--top-k", "10", "--threads", "2", "--quiet"]
         return ["score", *(f"--{name}={path}" for name, path in paths.items()), *fixed, *more]
 
-    def start(self, *more: str, pause: bool = False, fails: str | None = None) -> multiprocessing.process.BaseProcess:
-        arguments = (self.arguments(*more), self.stderr, self.paused if pause else None, fails)
+    def start(
+        self, *more: str, pause: bool = False, fails: str | None = None, writers: int | None = None
+    ) -> multiprocessing.process.BaseProcess:
+        arguments = (self.arguments(*more), self.stderr, self.paused if pause else None, fails, writers)
         process = crashes.server().Process(target=crashes.command, args=arguments)
         process.start()
         stop = time.monotonic() + 60
@@ -80,8 +82,8 @@ class Job:
         assert process.exitcode is not None, "the job hangs"
         return process.exitcode, self.stderr.read_text()
 
-    def run(self, *more: str, fails: str | None = None) -> tuple[int | None, str]:
-        return self.end(self.start(*more, fails=fails))
+    def run(self, *more: str, fails: str | None = None, writers: int | None = None) -> tuple[int | None, str]:
+        return self.end(self.start(*more, fails=fails, writers=writers))
 
     def nothing_unfinished_is_there(self) -> None:
         names = list(crashes.everything(self.out))
@@ -190,13 +192,14 @@ def test_an_exception_in_a_worker_is_one_line(job: Job, expected: dict[str, byte
     assert crashes.everything(job.out) == expected
 
 
+@pytest.mark.parametrize("writers", [1, 4])
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_a_signal_stops_a_job_whose_workers_are_busy(
-    job: Job, expected: dict[str, bytes], number: signal.Signals, code: int, word: str
+    job: Job, expected: dict[str, bytes], number: signal.Signals, code: int, word: str, writers: int
 ) -> None:
-    process = job.start(pause=True)  # the workers stay in their chunks
+    process = job.start(pause=True, writers=writers)  # the workers stay in their chunks
     assert process.pid is not None
     started = time.monotonic()
     os.kill(process.pid, number)
@@ -251,9 +254,12 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[..., None]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(job: Job, expected: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("writers", [1, 4])
+def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(
+    job: Job, expected: dict[str, bytes], writers: int
+) -> None:
     with small_disk(job.out, "200k") as remount:
-        code, said = job.run()
+        code, said = job.run(writers=writers)
         assert code == 1
         is_one_line(said, r"output \S+/o\.parquet: no space is left; make room, or choose another folder")
         job.nothing_unfinished_is_there()
@@ -272,8 +278,9 @@ def test_a_read_only_disk_is_one_line(job: Job) -> None:
         assert not list(job.out.iterdir())
 
 
-def test_a_file_over_the_limit_is_one_line(job: Job, expected: dict[str, bytes]) -> None:
-    process = job.start(pause=True)
+@pytest.mark.parametrize("writers", [1, 4])
+def test_a_file_over_the_limit_is_one_line(job: Job, expected: dict[str, bytes], writers: int) -> None:
+    process = job.start(pause=True, writers=writers)
     assert process.pid is not None
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
     code, said = job.end(process)

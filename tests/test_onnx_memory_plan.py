@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,14 @@ from ipsrec_onnx.memory_plan import (
     MemoryBound,
     RowSizes,
     memory_bound,
+    num_writers,
     plan_chunks,
     refuse_big_model,
 )
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.users import UserColumns, open_users
 
-SIZES = RowSizes(user_id=8, item_id=8, ids=10.0, top_k=100, group_rows=8192, max_len=50, dim=64)
+SIZES = RowSizes(user_id=8, item_id=8, ids=10.0, top_k=100, group_rows=8192, part_rows=65536, max_len=50, dim=64)
 
 
 HELD = 700 << 20
@@ -50,18 +52,41 @@ def test_a_plan_stays_within_its_bound(free: int, threads: int) -> None:
     assert found.peak <= bound.limit
     assert 32 <= found.rows <= 8192 and 1 <= found.ids <= MOST_IDS
     assert found.threads == threads and found.waiting in (threads, 2 * threads)
+    assert found.writers <= found.writing <= found.writers + 65536 * (found.writers - 1) // (2 * found.rows)
 
 
 def test_with_memory_to_spare_chunks_are_as_big_as_they_get() -> None:
     _, found = plan(8 << 30)
     assert (found.rows, found.ids, found.threads, found.waiting) == (8192, MOST_IDS, 4, 8)
+    assert (found.writers, found.writing) == (2, 2 + 4)  # half a part is 4 chunks
 
 
-def test_less_memory_first_makes_chunks_smaller_and_then_threads_fewer() -> None:
+def test_a_few_threads_write() -> None:
+    assert [num_writers(threads) for threads in (1, 2, 3, 4, 7, 8, 64)] == [1, 1, 1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_the_plan_counts_what_writers_hold(threads: int) -> None:
+    """A chunk of 8,192 lists of 100 has 12 bytes a candidate; a writer has five copies of a row group as big."""
+    _, found = plan(8 << 30, threads)
+    chunk = 8192 * (100 * 12 + 24)
+    parts_begin_together = plan_chunks(
+        MemoryBound(8 << 30, asked=True),
+        replace(SIZES, part_rows=0),
+        held=HELD,
+        most_rows=8192,
+        threads=threads,
+        fewer_threads=False,
+    )
+    assert found.peak - parts_begin_together.peak == (found.writing - parts_begin_together.writing) * chunk
+    assert found.writing - parts_begin_together.writing == 4 * (found.writers - 1)
+
+
+def test_less_memory_first_makes_chunks_and_writers_fewer_then_chunks_smaller_and_then_threads_fewer() -> None:
     plans = [plan(mib << 20, fewer=True)[1] for mib in range(1024, 260, -8)]
-    order = [(found.threads, found.rows, found.waiting) for found in plans]
+    order = [(found.threads, found.rows, found.waiting, found.writers) for found in plans]
     assert order == sorted(order, reverse=True) and len(set(order)) > 5
-    assert all(rows >= 256 for threads, rows, _ in order if threads > 1)
+    assert all(rows >= 256 for threads, rows, *_ in order if threads > 1)
 
 
 def test_what_cannot_fit_is_refused_with_what_it_needs() -> None:

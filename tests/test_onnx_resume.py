@@ -119,6 +119,17 @@ def test_after_a_kill_at_each_change_of_a_name_the_bytes_are_the_same(job: Job, 
 
 
 @pytest.mark.parametrize("kind", ["before", "after"])
+def test_after_a_kill_while_four_threads_write_the_bytes_are_the_same(job: Job, tmp_path: Path, kind: str) -> None:
+    context = crashes.server()
+    for step in (3, 9, 14, 18):
+        folder = tmp_path / f"{step}"
+        arguments = job.in_folder(folder, resume=True, threads=4)
+        assert crashes.run(context, crashes.killed_at_step, arguments, step, kind, 4) == -signal.SIGKILL
+        assert crashes.run(context, crashes.score_in_parts, arguments, 4) == 0
+        assert crashes.everything(folder) == job.expected, f"step {step}"
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
 def test_a_replaced_output_is_the_old_or_the_new_one(job: Job, tmp_path: Path, kind: str) -> None:
     """Killed at each change of a name; a manifest never speaks of the other one."""
     context = crashes.server()
