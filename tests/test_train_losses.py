@@ -25,11 +25,19 @@ def scores_at_once(monkeypatch):
     return change
 
 
-@pytest.fixture(params=["kernel", "torch"])
+@pytest.fixture(params=["kernel", "torch", "triton"])
 def engine(request, monkeypatch):
-    """Rows by the Numba kernel, as on a CPU, or by PyTorch's operators, as on a GPU."""
+    """Rows by the Numba kernel, as on a CPU, or as on a GPU: by Triton, or without it by PyTorch's operators."""
     if request.param == "torch":
         monkeypatch.setattr(losses, "_kernel_rows", losses._torch_rows)
+    if request.param == "triton":
+        if not losses._has_triton():
+            pytest.skip("triton is not installed")
+        if torch.cuda.is_available():
+            pytest.skip("with a GPU here Triton does not interpret; tests/test_gpu.py compares the devices")
+        monkeypatch.setattr(losses, "_kernel_rows", losses._triton_rows)
+    if request.param != "kernel":
+        monkeypatch.setattr(losses, "ROW_ALIGNMENT", {"cpu": losses.ROW_ALIGNMENT["cuda"]})
 
 
 def entries_of(histories):
@@ -132,6 +140,16 @@ def test_a_catalog_of_any_size_has_several_targets_at_once(rng, monkeypatch):
     assert rows == [losses.ROWS_AT_ONCE, losses.ROWS_AT_ONCE, 3]
 
 
+def test_a_gpu_takes_triton_where_it_is_and_operators_where_not(monkeypatch):
+    monkeypatch.setattr(losses, "_has_triton", lambda: True)
+    assert (losses._rows_on("cuda"), losses._rows_on("cpu")) == (losses._triton_rows, losses._kernel_rows)
+    assert losses.softmax_means("cuda") == "kernels in Triton"
+    monkeypatch.setattr(losses, "_has_triton", lambda: False)
+    assert losses._rows_on("cuda") is losses._torch_rows
+    assert losses.softmax_means("cuda") == "PyTorch's operators, since triton is not installed"
+    assert losses.softmax_means("cpu") == "a kernel in Numba"
+
+
 def test_items_in_another_order_than_by_provider_are_refused():
     for wrong in ([0, 2, 1], [0, 1, 0]):
         with pytest.raises(DataError, match="items are not numbered by provider; make the dataset again"):
@@ -158,6 +176,30 @@ def test_gradients_scale_with_what_the_loss_is_multiplied_by(rng):
     thrice = loss_and_gradients(users, table, targets, **case, entries=entries, scale=3.0)
     for name in ("users", "table", "a", "b"):
         np.testing.assert_allclose(thrice[name], 3 * once[name], rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_are_those_of_autograd_through_plain_operators(engine, rng, scores_at_once):
+    scores_at_once(4 * ITEMS)
+    users, table, targets, histories = random_case(rng, targets=9)
+    item_provider = catalog_providers(without=3)
+    a, b = rng.uniform(0, 2, MAX_LEN), rng.normal(0, 1, MAX_LEN)
+    found = loss_and_gradients(
+        users, table, targets, item_provider=item_provider, weights=(a, b), entries=entries_of(histories)
+    )
+    leaves = {"users": users, "table": table, "a": a, "b": b}
+    leaves = {name: torch.tensor(array, dtype=torch.float64, requires_grad=True) for name, array in leaves.items()}
+    providers = torch.from_numpy(item_provider)
+    scores = leaves["users"] @ leaves["table"].T
+    for row, history in enumerate(histories):
+        for age, taken in enumerate(reversed(history)):
+            same = (providers == providers[taken]) & (providers > 0)
+            scores = scores.index_put((torch.tensor(row),), scores[row] + leaves["a"][age] * same)
+            scores = scores.index_put((torch.tensor(row), torch.tensor(taken)), scores[row, taken] + leaves["b"][age])
+    loss = torch.nn.functional.cross_entropy(scores[:, 1:], torch.from_numpy(targets) - 1)
+    loss.backward()
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, leaf in leaves.items():
+        np.testing.assert_allclose(found[name], leaf.grad.numpy(), **CLOSE, err_msg=name)
 
 
 def test_large_scores_give_a_finite_loss(engine, rng):

@@ -5,7 +5,10 @@ T targets, N scored items, D dim, C rows of a chunk.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.softmax import SoftmaxRows, softmax_gradients
 from ipsrec_kernels.target_rows import TargetHistories
 from ipsrec_train.history_scores import (
@@ -30,8 +34,13 @@ from ipsrec_train.history_scores import (
 
 Precision = Literal["fp32", "bf16"]
 
-# Scores held at once, targets x items. Small enough to stay near the caches of a CPU, large enough for its GEMM.
-SCORES_AT_ONCE = {"cpu": 2_000_000, "cuda": 200_000_000}
+# Scores held at once, targets x items. Small enough to stay near the caches of a CPU, large enough for its GEMM. On a
+# GPU 2 GB in bfloat16 and 4 GB in float32: hundreds of rows even of a million items, since each chunk reads the item
+# table twice and writes a change of all of it.
+SCORES_AT_ONCE = {"cpu": 2_000_000, "cuda": 1_000_000_000}
+# Rows of scores begin at multiples of so many numbers: elsewhere a GPU can neither read 16 bytes at once nor multiply
+# at full speed, and numbers of items are seldom even.
+ROW_ALIGNMENT = {"cpu": 1, "cuda": 64}
 # Rows at once all the same: each chunk reads and adds to the whole item table, and a product of few rows is bound by
 # memory. Over 1.1 million items on one core, 128 rows at once take .7 of the time of 16 in float32, and .4 in bfloat16.
 ROWS_AT_ONCE = 128
@@ -52,6 +61,11 @@ class SoftmaxLoss(torch.autograd.Function):
 
     Gradients are made in the forward pass, chunk by chunk, where the scores are at hand: one array of chunk x items
     lives instead of three of targets x items, and nothing is computed twice.
+
+    On a GPU with Triton, scores pass through memory six times: written by their product, read by the kernel's first
+    pass, read and written by its second, and read by the two products of gradients. With N items and C targets in a
+    chunk that is 12 C N bytes in bfloat16. Each chunk reads the items twice, 4 N D bytes, and writes their gradients, 4
+    N D; a chunk after the first adds 12 N D for the sum. A step adds 14 N D: items to bfloat16, and backward's scaling.
     """
 
     @staticmethod
@@ -68,18 +82,26 @@ class SoftmaxLoss(torch.autograd.Function):
     ) -> Tensor:
         """See softmax_loss; a and b are empty for a model without history terms."""
         number = torch.bfloat16 if precision == "bf16" else torch.float32
+        device = users.device.type
         items = table[1:] if columns.all_items else table[columns.items]  # (N, D), without PADDING
         of_target = table[targets]  # (T, D)
         low_users, low_items = users.to(number), items.to(number)
         target_scores = (users * of_target).sum(1)  # (T,)
-        d_users, d_items, d_target = torch.empty_like(users), torch.zeros_like(items), torch.empty_like(target_scores)
+        d_users, d_target = torch.empty_like(users), torch.empty_like(target_scores)
+        if columns.all_items:  # the items' gradients are made where the table's lie, which is never filled with zeros
+            d_table = torch.empty_like(table)
+            d_table[PADDING] = 0
+            d_items = d_table[1:]
+        else:
+            d_table, d_items = torch.zeros_like(table), torch.empty_like(items)
         d_a, d_b = torch.zeros_like(a), torch.zeros_like(b)
         loss = users.new_zeros(())
-        chunk_rows = _kernel_rows if users.device.type == "cpu" else _torch_rows
-        chunk = max(ROWS_AT_ONCE, SCORES_AT_ONCE[users.device.type] // max(1, len(items)))
+        chunk_rows = _rows_on(device)
+        chunk = max(ROWS_AT_ONCE, SCORES_AT_ONCE[device] // max(1, len(items)))
         # Written over by each chunk: fresh memory of this size would cost as much as the products.
-        scores = low_users.new_empty(min(chunk, len(users)), len(items))  # (C, N)
-        change = torch.empty_like(low_items)  # (N, D)
+        width = -(-len(items) // ROW_ALIGNMENT[device]) * ROW_ALIGNMENT[device]
+        scores = low_users.new_empty(min(chunk, len(users)), width)[:, : len(items)]  # (C, N)
+        change = torch.empty_like(items if device == "cuda" else low_items)  # (N, D)
         for start in range(0, len(users), chunk):
             here = slice(start, start + chunk)
             rows = chunk_rows(
@@ -91,19 +113,18 @@ class SoftmaxLoss(torch.autograd.Function):
                 columns=columns,
             )
             loss += rows.loss
-            d_users[here] = rows.d_scores @ low_items
-            if number == torch.float32:
+            _put_product(rows.d_scores, low_items, out=d_users[here])
+            if start == 0:
+                _put_product(rows.d_scores.T, low_users[here], out=d_items)
+            elif number == torch.float32:
                 d_items.addmm_(rows.d_scores.T, low_users[here])
             else:
-                d_items += torch.mm(rows.d_scores.T, low_users[here], out=change)
+                d_items += _put_product(rows.d_scores.T, low_users[here], out=change)
             d_target[here] = rows.d_target
             d_a += rows.d_a
             d_b += rows.d_b
         d_users.addcmul_(d_target.unsqueeze(1), of_target)
-        d_table = torch.zeros_like(table)
-        if columns.all_items:
-            d_table[1:] = d_items
-        else:
+        if not columns.all_items:
             d_table[columns.items] = d_items
         d_table.index_add_(0, targets, d_target.unsqueeze(1) * users)
         ctx.save_for_backward(d_users, d_table, d_a, d_b)
@@ -145,6 +166,65 @@ def softmax_loss(
     a, b = weights if weights is not None else (users.new_zeros(0), users.new_zeros(0))
     loss: Tensor = SoftmaxLoss.apply(users, table, targets, a, b, entries, columns, precision)  # type: ignore[no-untyped-call]
     return loss
+
+
+def softmax_means(device: str) -> str:
+    """What turns scores into gradients on a device ("cpu" or "cuda"), in words."""
+    names = {
+        _kernel_rows: "a kernel in Numba",
+        _triton_rows: "kernels in Triton",
+        _torch_rows: "PyTorch's operators, since triton is not installed",
+    }
+    return names[_rows_on(device)]
+
+
+def _rows_on(device: str) -> Callable[..., _Rows]:
+    """What turns a chunk's scores into gradients on a device."""
+    if device == "cpu":
+        return _kernel_rows
+    return _triton_rows if _has_triton() else _torch_rows
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """Is Triton here? It comes with torch's CUDA build on Linux."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _put_product(left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
+    """Write left @ right to `out`; on a GPU float32 sums of bfloat16 products stay what they are."""
+    if left.dtype == out.dtype:
+        return torch.mm(left, right, out=out)
+    if out.is_cuda:
+        return torch.mm(left, right, out_dtype=out.dtype, out=out)
+    return out.copy_(left @ right)
+
+
+def _triton_rows(
+    scores: Tensor,
+    target_scores: Tensor,
+    targets: Tensor,
+    *,
+    weights: tuple[Tensor, Tensor],
+    entries: HistoryEntries | None,
+    columns: ScoredItems,
+) -> _Rows:
+    """One chunk on a GPU."""
+    from ipsrec_gpu.softmax import Columns, softmax_gradients
+
+    histories = targets.new_empty(len(targets), 0)
+    if entries is not None:
+        items, real = entries.by_age(len(weights[0]))
+        histories = torch.where(real, items, PADDING)
+    rows = softmax_gradients(
+        scores,
+        target_scores,
+        targets,
+        columns=Columns(columns.of_item, columns.bias, columns.begin, columns.end, columns.item_provider),
+        histories=histories,
+        weights=weights,
+    )
+    return _Rows(rows.loss, scores, rows.d_target_score, rows.d_provider, rows.d_item)
 
 
 def _kernel_rows(
