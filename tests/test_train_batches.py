@@ -113,9 +113,12 @@ def test_newest_says_which_window_is_the_last_of_its_user(lists, rng):
     assert newest_windows(windows, histories.offsets).sum() == users
     assert newest_windows(windows, histories.offsets).tolist() == [int(stop) in ends for stop in windows[:, 1]]
     order = rng.permutation(len(windows))
-    batches = batches_in(order, histories, batch_size=9)
-    found = torch.cat([batch.newest for batch in batches])
-    np.testing.assert_array_equal(found, newest_windows(windows, histories.offsets)[order])
+    first = 0
+    for batch in batches_in(order, histories, batch_size=9):
+        here = order[first : first + len(batch.last)]
+        expected = batch.last[torch.from_numpy(newest_windows(windows, histories.offsets)[here])]
+        assert batch.users.tolist() == expected.tolist()
+        first += len(here)
 
 
 def test_rows_say_what_lies_where(lists, rng):

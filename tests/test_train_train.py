@@ -391,6 +391,15 @@ def test_a_learning_rate_that_blows_up_is_told_in_one_line(dataset, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+# More steps than an epoch has, and fewer.
+@pytest.mark.parametrize("steps", [1_000, 3])
+def test_looking_at_the_loss_rarely_as_on_a_gpu_changes_nothing(dataset, straight, tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(loop, "LOOK_EVERY", {"cpu": steps})
+    assert_same_run(run_training(dataset, tmp_path / "run"), straight)
+    with pytest.raises(DataError, match=r"training: loss nan in epoch 1; try a smaller --learning-rate"):
+        run_training(dataset, tmp_path / "wild", learning_rate=1e30)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_is_refused_where_it_is_not(dataset, tmp_path):
     with pytest.raises(ExecutionProviderError, match=r"device cuda: torch .* finds no GPU; use --device cpu"):

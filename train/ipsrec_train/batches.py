@@ -100,7 +100,7 @@ class Batch:
         targets: (T,) int64 item_index that came next.
         entries: what came before each target in its window.
         last: (B,) int64 where each window's newest state lies.
-        newest: (B,) bool, which windows are the newest of their user: the state at their end is the user's.
+        users: (U,) int64 `last` of those windows that are the newest of their user: the state there is the user's.
     """
 
     histories: PackedHistories
@@ -108,7 +108,7 @@ class Batch:
     targets: Tensor
     entries: HistoryEntries
     last: Tensor
-    newest: Tensor
+    users: Tensor
 
 
 class Windows:
@@ -150,6 +150,7 @@ class Windows:
             return self._tensor(laid).long()
 
         at = row[window].astype(np.int64) * width + column[window] + place
+        last = at[offsets[1:] - 1]
         return Batch(
             histories=PackedHistories(placed(items), placed(place), placed(window + 1) - 1),
             at=self._tensor(at),
@@ -157,9 +158,12 @@ class Windows:
             entries=HistoryEntries(
                 self._tensor(items), self._tensor(offsets[window]), self._tensor(np.arange(1, len(items) + 1))
             ),
-            last=self._tensor(at[offsets[1:] - 1]),
-            newest=self._tensor(self.newest[chosen]),
+            last=self._tensor(last),
+            users=self._tensor(last[self.newest[chosen]]),
         )
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":  # from pinned memory the copy goes on by itself
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from ipsrec_onnx.errors import DataError
 
@@ -45,12 +45,17 @@ class Workers:
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
+    def sum_tensor(self, values: Tensor) -> None:
+        """Add up a tensor over all processes, in place; nobody waits for a GPU."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+
     def sum_array(self, values: npt.NDArray[Any], device: torch.device) -> npt.NDArray[Any]:
         """Add up an array over all processes."""
         if self.size == 1:
             return values
         total = torch.from_numpy(np.ascontiguousarray(values)).to(device)
-        distributed.all_reduce(total)
+        self.sum_tensor(total)
         summed: npt.NDArray[Any] = total.cpu().numpy()
         return summed
 

@@ -25,6 +25,9 @@ from ipsrec_train.sampling import NegativeSampler
 from ipsrec_train.training_settings import TrainingSettings
 
 CUTOFFS = (5, 10)
+# Steps from one look at the loss to the next. A look waits for all that a GPU was given to do: between two of them it
+# never waits for Python, which packs the next batch while a step runs.
+LOOK_EVERY = {"cpu": 1, "cuda": 50}
 
 
 class Loop:
@@ -88,7 +91,8 @@ class Loop:
         rng = np.random.default_rng([self.training.seed, number])
         order = rng.permutation(len(self.windows))
         steps = math.ceil(len(order) / size)
-        total, targets = 0.0, 0
+        total, targets, since = torch.zeros((), dtype=torch.float64, device=self.device), 0, 0
+        look_every = LOOK_EVERY[self.device.type]
         # A stream of random numbers for each epoch and process: a resumed run needs no state of them.
         torch.manual_seed(
             int(np.random.SeedSequence([self.training.seed, number, self.workers.rank]).generate_state(1)[0])
@@ -101,18 +105,23 @@ class Loop:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.training.learning_rate_at(done, steps=steps * self.training.epochs)
                 columns = self.all_items if self.sampler is None else self.sampler.draw(rng, self.model.item_provider)
-                loss = self.step(chosen, columns)
-                if not math.isfinite(loss):
-                    raise DataError(
-                        f"training: loss {loss} in epoch {number}; try a smaller --learning-rate or another --seed"
-                    )
                 count = self.windows.num_targets(chosen)
-                total, targets = total + loss * count, targets + count
-                self.bar.batch_done(total / targets, note)
-        return total / targets, targets
+                total += self.step(chosen, columns) * count
+                targets, since = targets + count, since + 1
+                if since == look_every or nth == steps - 1:
+                    mean = float(total) / targets
+                    if not math.isfinite(mean):
+                        raise DataError(
+                            f"training: loss {mean} in epoch {number}; try a smaller --learning-rate or another --seed"
+                        )
+                    self.bar.batches_done(since, mean, note)
+                    since = 0
+        return mean, targets
 
-    def step(self, chosen: np.ndarray, columns: ScoredItems) -> float:
-        """One step of Adam over some windows; gives the loss (Eq. 13) before it.
+    def step(self, chosen: np.ndarray, columns: ScoredItems) -> torch.Tensor:
+        """One step of Adam over some windows; gives the loss (Eq. 13) before it, () float64 on the device.
+
+        Nothing here waits for a GPU, except the encoders of GRU4Rec, Caser and SR-GNN, which look at lengths.
 
         The windows are shared out to the processes, and there to parts that are computed one after the other; each
         part counts by its targets, so that the gradient is that of all windows at once.
@@ -120,19 +129,20 @@ class Loop:
         shares = np.array_split(chosen, self.workers.size * self.training.batch_parts)
         count = self.windows.num_targets(chosen)
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for share in shares[self.workers.rank :: self.workers.size]:
             if len(share):
                 batch = self.windows.pack(share)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low_precision_encoder):
                     loss = self._loss(batch, columns) * (len(batch.targets) / count)
                 loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.item()
+                total += loss.detach()
         self.workers.sum_gradients(self.model)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return float(self.workers.sum_array(np.array([total]), self.device)[0])
+        self.workers.sum_tensor(total)
+        return total
 
     @property
     def _low_precision_encoder(self) -> bool:
@@ -155,7 +165,7 @@ class Loop:
             entries=None if terms is None else batch.entries,
             precision=self.training.precision,
         )
-        users = batch.last[batch.newest]
+        users = batch.users
         contrastive = settings.contrastive
         if contrastive is not None and provider_states is not None and len(users):
             contrast = contrastive_loss(

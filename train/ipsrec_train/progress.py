@@ -36,10 +36,10 @@ class TrainingBar:
             yield self
         self._bar.remove_task(self._task)
 
-    def batch_done(self, loss: float, note: str) -> None:
-        """Move on by one batch."""
+    def batches_done(self, count: int, loss: float, note: str) -> None:
+        """Move on by some batches."""
         if self._live:
-            self._bar.update(self._task, advance=1, note=f"loss {loss:.4f}  {note}")
+            self._bar.update(self._task, advance=count, note=f"loss {loss:.4f}  {note}")
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""

@@ -13,6 +13,7 @@ from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_train.batches import cut_windows, load_histories
 from ipsrec_train.distributed import join_workers
 from ipsrec_train.loop import Loop
+from ipsrec_train.losses import softmax_means
 from ipsrec_train.model import Model
 from ipsrec_train.progress import TrainingBar
 from ipsrec_train.run import (
@@ -89,6 +90,8 @@ def train(
     info = run_info(model, settings, training, data, device=device)
     bar = TrainingBar(quiet=quiet or not workers.first)
     loop = Loop(net, learned=learned, catalog=data.catalog, training=training, device=place, workers=workers, bar=bar)
+    if place.type == "cuda":
+        bar.say(f"scores become gradients by {softmax_means(place.type)}")
     progress = Progress(epoch=0, metrics=[])
     if resume and can_resume(folder, info):
         progress = load_progress(folder, loop.learning)
