@@ -83,7 +83,7 @@ def test_every_option_reaches_the_run(dataset, tmp_path, capfd):
         "--validate-every": 2,
     }
     flat = [part for pair in options.items() for part in pair]
-    assert train(dataset, tmp_path / "run", *flat, "--variant", "released", epochs=1) == 0
+    assert train(dataset, tmp_path / "run", *flat, "--no-compile", "--variant", "released", epochs=1) == 0
     info = run_info(tmp_path / "run")
     expected = {
         "variant": "released",
@@ -114,7 +114,14 @@ def test_every_option_reaches_the_run(dataset, tmp_path, capfd):
         "batch_parts": 2,
         "newest_windows": 3,
         "validate_every": 2,
+        "compile": False,
     }
+
+
+def test_a_compiled_encoder_is_refused_on_a_cpu(dataset, tmp_path, capfd):
+    assert train(dataset, tmp_path / "run", "--compile") == 1
+    assert "settings: compile is for device cuda; leave it out on a CPU" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_training_on_the_gpu_learns_what_it_learns_on_the_cpu(model, tmp_path, r
 
 
 @needs_torch
-@pytest.mark.parametrize(("training", "rtol"), [({"precision": "bf16"}, 0.02)])
+@pytest.mark.parametrize(("training", "rtol"), [({"precision": "bf16"}, 0.02), ({"compile": True}, 2e-3)])
 def test_fast_training_on_the_gpu_learns_what_plain_training_learns(training, rtol, tmp_path, rng):
     pq.write_table(make_interactions(rng), tmp_path / "interactions.parquet")
     prepare(tmp_path / "interactions.parquet", tmp_path / "dataset", min_user_interactions=3, min_item_interactions=1)

@@ -82,6 +82,11 @@ from ipsrec_train.settings import MODEL_SETTINGS, TERMS, VARIANTS
     help="Of the products of users and items, on a GPU of the encoder too.  bf16 is fast where the processor has it.  "
     "[default: fp32]",
 )
+@click.option(
+    "--compile/--no-compile",
+    default=None,
+    help="Compile the encoder with torch.compile; with --device cuda alone.  [default: off]",
+)
 @click.option("--batch-parts", type=int, help="Compute a batch in so many parts: less memory.  [default: 1]")
 @click.option(
     "--newest-windows", type=int, help="Train on so many windows of each user, the newest.  [default: 0, all]"

@@ -49,6 +49,8 @@ class Loop:
         bar: TrainingBar,
     ) -> None:
         self.model, self.training, self.device, self.workers, self.bar = model, training, device, workers, bar
+        # The number of rows changes from step to step: compiled for any number, once.
+        self.encode = torch.compile(model.encode_packed, dynamic=True) if training.compile else model.encode_packed
         self.optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
         average: AveragedModel | None = None
         if training.average:
@@ -153,7 +155,7 @@ class Loop:
         """Eq. 13 of one batch."""
         model, settings = self.model, self.model.settings
         table = model.item_embeddings()
-        item_states, provider_states = model.encode_packed(table, batch.histories)
+        item_states, provider_states = self.encode(table, batch.histories)
         item_states = item_states.flatten(0, 1).float()  # (R W, D)
         terms = model.history_terms
         loss = softmax_loss(

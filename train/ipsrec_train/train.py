@@ -74,6 +74,8 @@ def train(
     settings, training = settings or settings_for(model, None, {}), training or TrainingSettings()
     folder = refuse_existing(output, overwrite=overwrite or resume)
     _refuse_missing(device)
+    if training.compile and device == "cpu":
+        raise DataError("settings: compile is for device cuda; leave it out on a CPU, where it did not pay")
     if threads is not None and threads < 1:
         raise DataError(f"settings: threads is {threads}, expected 1 or more")
     if threads is not None:

@@ -30,6 +30,7 @@ class TrainingSettings:
             0 keeps the weights themselves.
         negatives: items that a step tells its targets from, drawn anew for each step (NegativeSampler); 0 is all items.
         precision: of the products of users and items, "fp32" or "bf16"; on a GPU also of the encoder.
+        compile: let torch.compile make the encoder's kernels; on a GPU alone.
         epochs: most epochs.
         validate_every: epochs from one validation to the next; the last of `epochs` is always validated.
         patience: stop after so many epochs without a better validation metric, at least validate_every.
@@ -46,6 +47,7 @@ class TrainingSettings:
     average: float = 0.0
     negatives: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     epochs: int = 200
     validate_every: int = 1
     patience: int = 10
