@@ -17,11 +17,14 @@ from training_data import MAX_LEN, make_dataset, small_settings, small_training
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_onnx.metrics import metrics_of_ranks
-from ipsrec_train import loop
+from ipsrec_train import loop, losses
 from ipsrec_train import train as module
 from ipsrec_train.batches import load_histories
+from ipsrec_train.distributed import Workers
 from ipsrec_train.history_scores import scored_items
 from ipsrec_train.loop import CUTOFFS
+from ipsrec_train.model import Model
+from ipsrec_train.progress import TrainingBar
 from ipsrec_train.ranking import rank_targets
 from ipsrec_train.run import load_model, open_run
 from ipsrec_train.settings import VARIANTS
@@ -398,6 +401,43 @@ def test_looking_at_the_loss_rarely_as_on_a_gpu_changes_nothing(dataset, straigh
     assert_same_run(run_training(dataset, tmp_path / "run"), straight)
     with pytest.raises(DataError, match=r"training: loss nan in epoch 1; try a smaller --learning-rate"):
         run_training(dataset, tmp_path / "wild", learning_rate=1e30)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU here Triton does not interpret")
+@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-4), ("bf16", 0.05)])
+def test_a_step_as_a_gpu_takes_it_has_the_same_loss_and_gradients(dataset, monkeypatch, precision, close):
+    pytest.importorskip("triton")
+    opened = open_dataset(dataset)
+
+    def step(precision):
+        torch.manual_seed(3)
+        settings = small_settings("recommended", dropout=0.0, contrastive_weight=0.1)
+        net = Model(
+            "ipsrec-c", settings, item_provider=opened.catalog.item_provider, num_providers=opened.catalog.num_providers
+        )
+        one = loop.Loop(
+            net,
+            learned=load_histories(opened, "train"),
+            catalog=opened.catalog,
+            training=small_training(precision=precision),
+            device=torch.device("cpu"),
+            workers=Workers(),
+            bar=TrainingBar(quiet=True),
+        )
+        net.train()
+        loss = one.step(np.arange(6), one.all_items)
+        return {"loss": loss, **{name: weight.grad for name, weight in net.named_parameters()}}
+
+    expected = step("fp32")
+    # The encoder in autocast, rows by Triton from buffers with room at the end.
+    monkeypatch.setattr(loop.Loop, "_low_precision_encoder", precision == "bf16")
+    monkeypatch.setattr(losses, "_rows_on", lambda device: losses._triton_rows)
+    monkeypatch.setattr(losses, "ROW_ALIGNMENT", {"cpu": losses.ROW_ALIGNMENT["cuda"]})
+    for name, found in step(precision).items():
+        largest = float(expected[name].abs().max())
+        if largest < 1e-6:  # nothing but rounding: the keys' biases, say, change no softmax
+            continue
+        np.testing.assert_allclose(found, expected[name], rtol=close, atol=close * largest, err_msg=name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
