@@ -165,6 +165,27 @@ def test_no_provider_at_all_touches_nothing(rng):
     assert not search.propose(torch.from_numpy(users), fetch=10, weighed=nothing).touched.any()
 
 
+def test_a_score_below_the_smallest_float32_is_not_taken_for_nothing(rng):
+    items = (-3e18 * (1 + rng.random((1001, 64)))).astype(np.float32)
+    search = Search(*(torch.from_numpy(part) for part in (items, by_norm_of(items), np.zeros(1001, np.int64))))
+    outside = search.propose(torch.full((2, 64), 3e18), fetch=32).outside
+    assert outside.isfinite().all()  # -inf would say that all items are proposed
+    nothing_left = search.propose(torch.full((2, 64), 3e18), fetch=1000).outside
+    assert (nothing_left == -torch.inf).all()
+
+
+def test_items_far_below_the_largest_keep_a_bound(rng):
+    items = (1e-12 * rng.standard_normal((1001, 8))).astype(np.float32)
+    items[:, 0], items[17] = 0, [1e38, 0, 0, 0, 0, 0, 0, 0]
+    users = np.array([[0, 1, 1, 1, 1, 1, 1, 1], [0, 3, 1, 0, 0, 0, 0, -1]], np.float32)
+    exact = users.astype(np.float64) @ items.astype(np.float64).T
+    search = Search(*(torch.from_numpy(part) for part in (items, by_norm_of(items), np.zeros(1001, np.int64))))
+    found = search.propose(torch.from_numpy(users), fetch=160)
+    for u in range(2):
+        left = np.setdiff1d(np.arange(1, 1001), found.items[u].numpy())
+        assert exact[u, left].max() <= found.outside[u]
+
+
 def test_a_user_of_zeros_is_uncertain_and_its_neighbours_are_not(rng):
     items, users = embeddings_of(rng, "gaussian", 400, 16), users_of(rng, "gaussian", 3, 16)
     users[1] = 0

@@ -36,7 +36,8 @@ class TritonCard:
     """A model and its catalog on one device; threads may share it.
 
     Args:
-        item_embeddings: (num_items + 1, dim) float32; laid on the device once, for encoding and searching.
+        item_embeddings: (num_items + 1, dim) float32; laid on the device once, where the graph reads them and the
+            search's own copy in fp16 is made of them.
         by_norm: (M,) int32 item_index that may be proposed, largest norm first, M of 1 or more.
         item_provider: (num_items + 1,) int32 provider_index of each item.
         device: "cuda:0", or "cpu" where TRITON_INTERPRET is set.
@@ -105,17 +106,20 @@ class TritonCard:
         with self._lock:
             with self._encoding():
                 users = self._encoded(staged, num_users)
-            found, done = self._searched(users, providers, fetch=fetch, every_group=False)
+            if self._streams:
+                self._streams[1].wait_stream(self._streams[0])
+                users.record_stream(self._streams[1])
+            with self._searching():
+                found, done = self._searched(users, providers, fetch=fetch, every_group=False)
         return self._proposals(found, done)
 
     def propose_again(
         self, user_embedding: npt.NDArray[np.float32], *, fetch: int, weighed: WeighedProviders | None
     ) -> Proposals:
         """Propose for users that are encoded, where a first search was not enough: (n, dim) float32."""
-        providers = self._staged_providers(weighed)
-        with self._lock:
-            with self._encoding():
-                users = torch.from_numpy(user_embedding).to(self.device)
+        staged, providers = self._pinned(user_embedding), self._staged_providers(weighed)
+        with self._lock, self._searching():
+            users = staged.to(self.device, non_blocking=True)
             found, done = self._searched(users, providers, fetch=fetch, every_group=True)
         return self._proposals(found, done)[1]
 
@@ -154,19 +158,15 @@ class TritonCard:
     def _searched(
         self, users: Tensor, providers: tuple[Tensor, ...], *, fetch: int, every_group: bool
     ) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
-        """Users and what Found has, on the host once the event has come; the search waits for the users by itself."""
-        if self._streams:
-            self._streams[1].wait_stream(self._streams[0])
-            users.record_stream(self._streams[1])
-        with self._searching():
-            on_device = [part.to(self.device, non_blocking=True) for part in providers]
-            parts = []
-            for first in range(0, len(users), USERS_AT_ONCE):
-                some = slice(first, first + USERS_AT_ONCE)
-                weighed = (on_device[0][some], on_device[1][some]) if on_device else None
-                found = self._search.propose(users[some], fetch=fetch, weighed=weighed, every_group=every_group)
-                parts.append([part for part in found if part is not None])
-            return self._fetched(users, *(torch.cat(part) for part in zip(*parts, strict=True)))
+        """Users and what Found has, queued on the current stream; they are on the host once the event has come."""
+        on_device = [part.to(self.device, non_blocking=True) for part in providers]
+        parts = []
+        for first in range(0, len(users), USERS_AT_ONCE):
+            some = slice(first, first + USERS_AT_ONCE)
+            weighed = (on_device[0][some], on_device[1][some]) if on_device else None
+            found = self._search.propose(users[some], fetch=fetch, weighed=weighed, every_group=every_group)
+            parts.append([part for part in found if part is not None])
+        return self._fetched(users, *(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _fetched(self, *tensors: Tensor) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
         """Tensors on the host, once the event of the current stream has come."""

@@ -101,7 +101,7 @@ def keep_items(users, user_norms, user_errors, items, tile_norms, tile_errors, i
                num_groups, room, CHUNK: tl.constexpr, BN: tl.constexpr, G: tl.constexpr, D: tl.constexpr):  # fmt: skip
     """List the items of some groups whose own high reaches the user's cut; their order is that of chance.
 
-    Grid: (B, num_groups / CHUNK).
+    Grid: (num_groups / CHUNK, B); the first may be the larger one.
 
     Args:
         users: this and what follows as for group_highs.
@@ -119,8 +119,8 @@ def keep_items(users, user_norms, user_errors, items, tile_norms, tile_errors, i
         room: items that are kept at most.
     """
     J: tl.constexpr = BN // G
-    row, k = tl.program_id(0), tl.arange(0, D)
-    at = row.to(tl.int64) * num_groups + tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    row, k = tl.program_id(1), tl.arange(0, D)
+    at = row.to(tl.int64) * num_groups + tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     group = tl.load(groups + at)  # (CHUNK,)
     there = group >= 0
     tile = tl.where(there, group // J, 0)
@@ -147,7 +147,7 @@ def keep_of_providers(users, user_norms, user_errors, items, tile_norms, tile_er
                       D: tl.constexpr):  # fmt: skip
     """List the items of some providers whose high, with the provider's term, reaches the user's cut, in any order.
 
-    Grid: (B, width).
+    Grid: (width, B).
 
     Args:
         users: this and what follows as for group_highs.
@@ -167,8 +167,8 @@ def keep_of_providers(users, user_norms, user_errors, items, tile_norms, tile_er
         width: of a row of providers.
         room: items that are kept at most.
     """
-    row, k = tl.program_id(0), tl.arange(0, D)
-    at = row.to(tl.int64) * width + tl.program_id(1)
+    row, k = tl.program_id(1), tl.arange(0, D)
+    at = row.to(tl.int64) * width + tl.program_id(0)
     provider, term = tl.load(providers + at), tl.load(terms + at)
     user_norm, user_error, cut = tl.load(user_norms + row), tl.load(user_errors + row), tl.load(cuts + row)
     u = tl.load(users + row * D + k).to(tl.float32)

@@ -39,7 +39,7 @@ class ScanTable(NamedTuple):
     never scores above the item itself, so that nothing has to be masked.
 
     Attributes:
-        items: (places, D) fp16, D a power of two, 16 or more, zeros behind the model's dims.
+        items: (places, D) fp16, D a power of two, 64 or more, zeros behind the model's dims.
         item_at: (places,) int32 item_index; PADDING for a copy.
         tile_norms: (tiles,) float32, rounded up.
         tile_errors: (tiles,) float32, rounded up.
@@ -109,7 +109,7 @@ def _lay_out_some(embeddings: Tensor, exponent: int) -> tuple[Tensor, Tensor, Te
     kept = exact.half()
     rounding = (kept.shape[1] + 8) * 2.0**-22
     errors = (exact - kept.double()).norm(dim=1) + rounding * kept.double().norm(dim=1)
-    return kept, (exact.norm(dim=1) * _UP).float(), (errors * _UP).float()
+    return kept, _rounded_up(exact.norm(dim=1)), _rounded_up(errors)
 
 
 def lay_out_users(user_embedding: Tensor) -> ScanUsers:
@@ -120,7 +120,12 @@ def lay_out_users(user_embedding: Tensor) -> ScanUsers:
     exact *= power_of_two(exponents).unsqueeze(1)
     kept = exact.half()
     norms, errors = kept.double().norm(dim=1), (exact - kept.double()).norm(dim=1)
-    return ScanUsers(kept, (norms * _UP).float(), (errors * _UP).float(), exponents)
+    return ScanUsers(kept, _rounded_up(norms), _rounded_up(errors), exponents)
+
+
+def _rounded_up(numbers: Tensor) -> Tensor:
+    """(n,) float64, 0 or more -> float32, some larger: where float32 has no more digits, by what it has left."""
+    return (numbers * _UP + 2.0**-100).float()
 
 
 def power_of_two(exponents: Tensor) -> Tensor:
@@ -129,6 +134,9 @@ def power_of_two(exponents: Tensor) -> Tensor:
 
 
 def _whole_dims(vectors: Tensor) -> Tensor:
-    """Append zeros to each row, up to a power of two, 16 or more: what the kernels' products take."""
-    dims = max(16, 1 << (vectors.shape[1] - 1).bit_length())
+    """Append zeros to each row, up to a power of two: what the kernels' products take, and 64 or more of them.
+
+    Triton 3.6 compiled products of 32 dims to wrong ones for an H100.
+    """
+    dims = max(64, 1 << (vectors.shape[1] - 1).bit_length())
     return torch.nn.functional.pad(vectors, (0, dims - vectors.shape[1])).contiguous()

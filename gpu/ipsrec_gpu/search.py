@@ -36,6 +36,7 @@ _DENSE_BYTES: Final = 1 << 28  # of highs at once
 _SAMPLED: Final = 16  # one item of so many is in the sample
 _SAMPLE_GROUP: Final = 64  # the threshold comes from the maxima of so many items of the sample
 _CHUNK: Final = 8  # groups that one program of keep_items takes
+_LOWEST: Final = torch.finfo(torch.float32).min
 _MULTIPROCESSORS: Final = 132  # where the device does not say: the interpreter
 
 
@@ -117,7 +118,7 @@ class Search:
         kept = groups.new_zeros((len(users.users), room))
         counts = groups.new_zeros(len(users.users))
         groups = torch.nn.functional.pad(groups, (0, -groups.shape[1] % _CHUNK), value=-1)
-        keep_items[(count, groups.shape[1] // _CHUNK)](
+        keep_items[(groups.shape[1] // _CHUNK, count)](
             *_scan_arguments(users, self.table),
             self.table.item_at,
             groups,
@@ -133,9 +134,12 @@ class Search:
         )
         touched = None if weighed is None else self._touched(users, cuts, *weighed, room=2 * fetch)
         outside = torch.where(counts > room, torch.inf, cuts).double() / power_of_two(users.exponents)
-        outside = (outside * 2.0**-self.table.exponent).float()
-        rounded_up = torch.nextafter(outside, outside.new_tensor(torch.inf))
-        return Found(kept[:count], torch.where(outside.isinf(), outside, rounded_up)[:count], touched)
+        outside = outside * 2.0**-self.table.exponent
+        # Rounded up; below the smallest float32 that is finite there is no other, and -inf says that nothing is left.
+        finite = outside.clamp(min=_LOWEST).float()
+        finite = torch.nextafter(finite, torch.full_like(finite, torch.inf))
+        outside = torch.where(outside == -torch.inf, -torch.inf, finite)
+        return Found(kept[:count], outside[:count], touched)
 
     def _touched(self, users: ScanUsers, cuts: Tensor, providers: Tensor, terms: Tensor, *, room: int) -> Tensor:
         """(B, room) int32: items of these providers that could reach the cut; UNKNOWN where they are too many."""
@@ -147,7 +151,7 @@ class Search:
         scales = power_of_two(users.exponents[:count] + self.table.exponent)
         scaled = terms.double() * scales.unsqueeze(1)
         scaled = (scaled + scaled.abs() * 2.0**-20).float()  # pays for float32, here and in the sum
-        keep_of_providers[(count, width)](
+        keep_of_providers[(width, count)](
             *_scan_arguments(users, self.table),
             self.table.item_at,
             providers,
