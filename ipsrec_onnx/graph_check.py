@@ -199,15 +199,18 @@ def _check_attention(nodes: list[_Node], weights: dict[str, tuple[int, ...]]) ->
     for node in nodes:
         if (node.domain, node.operator) != _ATTENTION:
             continue
-        if len(node.inputs) > _ATTENTION_INPUTS or len(node.outputs) != 1:
-            raise ModelFileError(f"its graph has {node.operator} with a cache, which no export writes; export it again")
+        if not 3 <= len(node.inputs) <= _ATTENTION_INPUTS or len(node.outputs) != 1:
+            raise ModelFileError(
+                f"its graph has {node.operator} with a cache, or without keys and values, which no export writes; "
+                "export it again"
+            )
         lengths = node.inputs[_ATTENTION_LENGTHS] if len(node.inputs) > _ATTENTION_LENGTHS else ""
         if lengths and not _is_counted(lengths, made_by):
             raise ModelFileError(
                 f"its graph has {node.operator} with lengths {lengths[:_SHOWN]!r} that are not counted, which no "
                 "export writes; export it again"
             )
-        for what, name in zip(("keys", "values"), node.inputs[1:3], strict=False):
+        for what, name in zip(("keys", "values"), node.inputs[1:3], strict=True):
             if not _has_width(made_by.get(name), weights):
                 raise ModelFileError(
                     f"its graph has {node.operator} with {what} {name[:_SHOWN]!r} that no weight makes, which no "

@@ -234,6 +234,7 @@ def renamed(proto: onnx.ModelProto) -> None:
         (attention("q", "k", "v", "", "made", lengths=("Equal", "Neg", "ReduceSum")), "that are not counted"),
         (attention("q", "k", "v", "", "made", lengths=("Add", "Cast", "ReduceSum")), "that are not counted"),
         (attention("q", "k", "v", "", "made", lengths=("Less", "Cast", "ai.onnx.ml:ReduceSum")), "are not counted"),
+        (attention("q"), "has MultiHeadAttention with a cache, or without keys and values"),
         (attention("q", "q", "v"), "has MultiHeadAttention with keys 'q' that no weight makes"),
         (attention("q", "k", "states"), "has MultiHeadAttention with values 'states' that no weight makes"),
         (attention("q", "k", "v", columns=0), "has MultiHeadAttention with keys 'k' that no weight makes"),
