@@ -382,7 +382,7 @@ def test_nothing_is_written_where_the_gate_is_not_passed(trained, tmp_path, monk
 
 
 def test_an_interrupted_export_leaves_nothing(trained, tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "run_gate", interrupted)
