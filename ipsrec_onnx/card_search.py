@@ -24,6 +24,8 @@ from ipsrec_onnx.stage_times import StageTimes
 _SPARE: Final = 28  # items beyond top_k: what fp16 cannot tell apart at the end of a list of a hundred
 _WIDER: Final = 4  # times as many in the second search
 _MOST_SPARE: Final = 4096
+MOST_FETCHED: Final = 1 << 22  # users x items of one search, so that long histories do not multiply memory
+BYTES_PER_FETCHED: Final = 16  # of the items that a GPU gives for each: some more are proposed than are fetched
 _TOO_MANY_AGAIN: Final = 0.05  # share of users for whom the first search should not have been enough
 _STEP: Final = 32  # what is fetched is rounded up to this: shapes repeat
 
@@ -95,24 +97,53 @@ class CardSearch:
         Raises:
             ModelFileError, OutOfMemoryError: as Cards.encode.
         """
-        every = np.ones(len(histories.lengths), np.bool_)
-        fetch = self._fetch(num_seen)
-        with times.stage("encode"):
-            user_embedding, proposals = self._cards.propose(histories, fetch=fetch, weighed=weighed)
+        num_users, fetch = len(histories.lengths), self._fetch(num_seen)
+        lists, vectors, certain = self._first(histories, weighed, fetch, from_proposals, times)
+        again, on_cpu = np.flatnonzero(~certain), np.zeros(num_users, np.bool_)
+        at_once = max(1, MOST_FETCHED // (_WIDER * fetch))
         with times.stage("retrieve"):
-            lists, certain = from_proposals(every, user_embedding, proposals)
-            again = ~certain
-            on_cpu = np.zeros_like(again)
-            if again.any():
-                some = None if weighed is None else WeighedProviders(weighed.providers[again], weighed.terms[again])
-                proposals = self._cards.propose_again(user_embedding[again], fetch=_WIDER * fetch, weighed=some)
-                found, certain = from_proposals(again, user_embedding[again], proposals)
-                fill_lists(lists, again, found)
-                on_cpu[again] = ~certain
+            for first in range(0, len(again), at_once):
+                rows = again[first : first + at_once]
+                some = None if weighed is None else WeighedProviders(weighed.providers[rows], weighed.terms[rows])
+                proposals = self._cards.propose_again(vectors[rows], fetch=_WIDER * fetch, weighed=some)
+                users = np.zeros(num_users, np.bool_)
+                users[rows] = True
+                found, certain = from_proposals(users, vectors[rows], proposals)
+                fill_lists(lists, users, found)
+                on_cpu[rows[~certain]] = True
             if on_cpu.any():
-                fill_lists(lists, on_cpu, by_cpu(on_cpu, user_embedding[on_cpu]))
-        self._count(len(again), int(again.sum()), int(on_cpu.sum()))
+                fill_lists(lists, on_cpu, by_cpu(on_cpu, vectors[on_cpu]))
+        self._count(num_users, len(again), int(on_cpu.sum()))
         return lists
+
+    def _first(
+        self,
+        histories: Histories,
+        weighed: WeighedProviders | None,
+        fetch: int,
+        from_proposals: FromProposals,
+        times: StageTimes,
+    ) -> tuple[BestLists, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Search once: lists, user embeddings, and (n,) bool, which lists are certain; so many users at a time."""
+        num_users = len(histories.lengths)
+        at_once = max(1, MOST_FETCHED // fetch)
+        parts = []
+        for first in range(0, num_users, at_once):
+            stop = min(first + at_once, num_users)
+            some = Histories(histories.items, histories.providers, histories.offsets[first : stop + 1])
+            of_some = (
+                None if weighed is None else WeighedProviders(weighed.providers[first:stop], weighed.terms[first:stop])
+            )
+            with times.stage("encode"):
+                vectors, proposals = self._cards.propose(some, fetch=fetch, weighed=of_some)
+            with times.stage("retrieve"):
+                users = np.zeros(num_users, np.bool_)
+                users[first:stop] = True
+                parts.append((*from_proposals(users, vectors, proposals), vectors))
+        if len(parts) == 1:
+            return parts[0][0], parts[0][2], parts[0][1]
+        lists = BestLists(*(np.concatenate(part) for part in zip(*(part[0] for part in parts), strict=True)))
+        return lists, np.concatenate([part[2] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def _fetch(self, num_seen: npt.NDArray[np.int64] | None) -> int:
         """Items to fetch for each user: nearly all have no more seen items than so many."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from ipsrec_kernels.weighed_providers import WeighedProviders
 from ipsrec_onnx.encoding import PaddedBatch, padded_batches, refuse_no_numbers
 from ipsrec_onnx.errors import ExecutionProviderError, OutOfMemoryError
 from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.machine import gpu_names
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.onnx_card import OnnxCard, OnnxEncodingCard
 from ipsrec_onnx.onnx_rewrite import graph_with_table_input
@@ -83,9 +84,10 @@ class Card(EncodingCard, Protocol):
 class EncodingCards:
     """The GPUs of a job that the CPU searches for."""
 
-    def __init__(self, model: ModelFile, cards: Sequence[EncodingCard]) -> None:
+    def __init__(self, model: ModelFile, cards: Mapping[int, EncodingCard]) -> None:
+        """Take the opened GPUs, by number."""
         self._model, self._encoding, self._widths = model, cards, card_widths(model.max_len)
-        self._lock, self._in_work = threading.Lock(), [0] * len(cards)
+        self._lock, self._in_work = threading.Lock(), dict.fromkeys(cards, 0)
 
     def encode(self, histories: Histories) -> npt.NDArray[np.float32]:
         """Compute the user embedding of each history, as encoding.encode does.
@@ -94,19 +96,20 @@ class EncodingCards:
             ModelFileError: the graph fails, or gives NaN or infinity.
             OutOfMemoryError: a GPU's memory ran out.
         """
+        batches = self._batches(histories)
         with self._turn() as number:
-            user_embedding = self._encoding[number].encode(self._batches(histories), len(histories.lengths))
+            user_embedding = self._encoding[number].encode(batches, len(histories.lengths))
         refuse_no_numbers(self._model, user_embedding)
         return user_embedding
 
-    def _batches(self, histories: Histories) -> Iterator[PaddedBatch]:
-        return padded_batches(histories, self._widths, batch_size=_BATCH)
+    def _batches(self, histories: Histories) -> list[PaddedBatch]:
+        return list(padded_batches(histories, self._widths, batch_size=_BATCH))
 
     @contextmanager
     def _turn(self) -> Iterator[int]:
         """Number of the GPU with the fewest chunks in work, which has one more while the block runs."""
         with self._lock:
-            number = self._in_work.index(min(self._in_work))
+            number = min(self._in_work, key=self._in_work.__getitem__)
             self._in_work[number] += 1
         try:
             with _memory_of_gpu(number):
@@ -123,7 +126,8 @@ class Cards(EncodingCards):
         search: what searches, "triton" or "onnx".
     """
 
-    def __init__(self, model: ModelFile, cards: Sequence[Card], *, search: SearchName) -> None:
+    def __init__(self, model: ModelFile, cards: Mapping[int, Card], *, search: SearchName) -> None:
+        """Take the opened GPUs, by number, and the name of what searches on them."""
         super().__init__(model, cards)
         self._cards, self.search = cards, search
 
@@ -131,10 +135,9 @@ class Cards(EncodingCards):
         self, histories: Histories, *, fetch: int, weighed: WeighedProviders | None
     ) -> tuple[npt.NDArray[np.float32], Proposals]:
         """Compute user embeddings and propose items for them; raises as encode."""
+        batches = self._batches(histories)
         with self._turn() as number:
-            found = self._cards[number].propose(
-                self._batches(histories), len(histories.lengths), fetch=fetch, weighed=weighed
-            )
+            found = self._cards[number].propose(batches, len(histories.lengths), fetch=fetch, weighed=weighed)
         refuse_no_numbers(self._model, found[0])
         return found
 
@@ -188,7 +191,7 @@ def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, devi
     """
     refuse_missing(device)
     by_norm, embeddings = items_by_norm(table), model.item_embeddings
-    search = choose_search(options.search, dim=model.dim, num_items=len(by_norm))
+    search = choose_search(options.search, dim=model.dim, num_items=len(by_norm), gpus=options.gpus)
     graph = graph_with_table_input(model.path, (len(embeddings), model.dim))
 
     def session(number: int, stream: int | None = None) -> InferenceSession:
@@ -210,18 +213,36 @@ def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, devi
                 run=run,
             )
 
-        return Cards(model, [_opened(open_card, number) for number in options.gpus], search=search)
+        return Cards(model, {number: _opened(open_card, number) for number in options.gpus}, search=search)
     if search == "onnx":
 
         def open_onnx_card(number: int) -> Card:
             return OnnxCard(session(number), embeddings, table.allowed, device=device, card=number)
 
-        return Cards(model, [_opened(open_onnx_card, number) for number in options.gpus], search=search)
+        return Cards(model, {number: _opened(open_onnx_card, number) for number in options.gpus}, search=search)
 
     def open_encoding_card(number: int) -> EncodingCard:
         return OnnxEncodingCard(session(number), embeddings, device=device, card=number)
 
-    return EncodingCards(model, [_opened(open_encoding_card, number) for number in options.gpus])
+    return EncodingCards(model, {number: _opened(open_encoding_card, number) for number in options.gpus})
+
+
+def kind_of_gpus(gpus: Sequence[int]) -> str:
+    """Name of the kind of GPU that all of these are: which one has a user must not decide about the user's last bits.
+
+    Of a GPU that is not there, whoever opens it says so.
+
+    Raises:
+        ExecutionProviderError: they are of several kinds.
+    """
+    names = gpu_names()
+    found = {number: names[number] for number in gpus if number < len(names)}
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{number} is {name}" for number, name in found.items())
+        raise ExecutionProviderError(
+            f"--gpus: {said}; unlike GPUs round user vectors in ways of their own, so take those of one kind"
+        )
+    return next(iter(found.values()), "unknown")
 
 
 def _opened(open_one: Callable[[int], Opened], number: int) -> Opened:
@@ -242,7 +263,7 @@ def _refuse_missing_gpus(gpus: Sequence[int], device: Device) -> None:
         )
 
 
-def choose_search(search: SearchName, *, dim: int, num_items: int) -> SearchName:
+def choose_search(search: SearchName, *, dim: int, num_items: int, gpus: Sequence[int]) -> SearchName:
     """What searches, by what is asked for, the model and what is installed.
 
     Raises:
@@ -252,7 +273,7 @@ def choose_search(search: SearchName, *, dim: int, num_items: int) -> SearchName
         return "cpu"
     if search == "onnx":
         return "onnx"
-    missing = why_no_triton(dim)
+    missing = why_no_triton(dim, gpus)
     if missing is None:
         return "triton"
     if search == "triton":
@@ -262,11 +283,11 @@ def choose_search(search: SearchName, *, dim: int, num_items: int) -> SearchName
     return "onnx"
 
 
-def why_no_triton(dim: int) -> str | None:
-    """Why the search with Triton cannot run; None where it can."""
+def why_no_triton(dim: int, gpus: Sequence[int] = (0,)) -> str | None:
+    """Why the search with Triton cannot run on a model of this dim; None where it can."""
     for package in ("torch", "triton"):
         if find_spec(package) is None:
             return f"{package} is not installed"
     from ipsrec_gpu.available import why_unavailable
 
-    return why_unavailable(dim)
+    return why_unavailable(dim, gpus)

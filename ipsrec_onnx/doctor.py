@@ -69,7 +69,7 @@ def doctor(device: Device | None = None, *, model: str | Path | None = None) -> 
         problems += cuda_problems(versions, execution_providers)
     found: dict[str, Any] = {}
     if device == "cuda" and execution_providers:
-        found["gpu_search"] = _gpu_search()
+        found["gpu_search"] = _gpu_search(1)
     if model is not None:
         found["model"] = None
         if execution_providers:
@@ -86,11 +86,11 @@ def doctor(device: Device | None = None, *, model: str | Path | None = None) -> 
     }
 
 
-def _gpu_search() -> dict[str, str | None]:
-    """What would search on a GPU, and what keeps the faster one from it."""
+def _gpu_search(dim: int) -> dict[str, str | None]:
+    """What would search on a GPU for models of some dim, and what keeps the faster one from it."""
     from ipsrec_onnx.cards import why_no_triton
 
-    reason = why_no_triton(1)
+    reason = why_no_triton(dim)
     return {"search": "onnx" if reason else "triton", "why_not_triton": reason}
 
 

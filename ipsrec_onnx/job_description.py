@@ -24,6 +24,7 @@ def describe_job(
     options: dict[str, Any],
     allowed: npt.NDArray[np.bool_] | None,
     as_folder: bool,
+    gpu: str | None = None,
 ) -> dict[str, Any]:
     """Describe a job by all that its bytes depend on, as JSON that a person can read.
 
@@ -33,6 +34,7 @@ def describe_job(
         options: by name.
         allowed: (num_items + 1,) items that the lists leave; None where no list was given.
         as_folder: are the candidates a folder of files?
+        gpu: kind of the GPUs that encode, which decides about last bits as a CPU's does; None where none does.
     """
     return {
         "model_sha256": model_sha256,
@@ -52,5 +54,6 @@ def describe_job(
         ],
         "parts": len(plan_parts(users)),
         "cpu": {"scan": runnable_paths()[0], "wide_vectors": has_wide_vectors()},
+        **({} if gpu is None else {"gpu": gpu}),
         "versions": {name: package_version(name) for name in _PACKAGES},
     }

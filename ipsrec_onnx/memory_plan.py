@@ -58,7 +58,7 @@ class RowSizes:
         part_rows: users of the largest part.
         max_len: items that the model looks at.
         dim: width of an embedding.
-        proposals: items that a GPU proposes for a row; 0 where the CPU searches.
+        proposals: bytes of what a GPU proposes for a chunk at a time; 0 where the CPU searches.
     """
 
     user_id: int
@@ -171,8 +171,8 @@ def _chunks_bytes(sizes: RowSizes, rows: int, ids: int, *, threads: int, writers
     raw = rows * (sizes.user_id + 8) + num_ids * sizes.item_id
     result = rows * (sizes.user_id + 16) + candidates * (sizes.item_id + 4)
     work = rows * (_ROW_WORK + 8 * sizes.dim) + num_ids * _ID_WORK + candidates * _CANDIDATE_WORK
-    if sizes.proposals:  # what goes to the GPU and comes back; its memory that is pinned, and a copy that is not
-        work += rows * 8 * (sizes.proposals + 2 * sizes.max_len)
+    if sizes.proposals:  # what comes from the GPU, and the batches that go there, once more in memory that it reads
+        work += sizes.proposals + rows * 16 * sizes.max_len
     encoder = _ENCODER_BATCH * sizes.max_len * (_ENCODER_ARRAYS * sizes.dim + 4 * sizes.max_len) * 4
     in_work = threads * (raw + result + work + encoder)
     kept = writers - 1  # each but one may keep the rest of a chunk, and so all of it, until its row group is full

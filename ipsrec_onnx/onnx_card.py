@@ -13,6 +13,7 @@ import onnxruntime
 from ipsrec_kernels.proposals import Proposals
 from ipsrec_kernels.weighed_providers import WeighedProviders
 from ipsrec_onnx.encoding import PaddedBatch
+from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.onnx_rewrite import TABLE
 from ipsrec_onnx.onnx_search import OnnxSearch
 from ipsrec_onnx.session import Device, place_on_device, run_bound
@@ -59,7 +60,11 @@ class OnnxEncodingCard:
         binding.bind_ortvalue_input(TABLE, self._table)
         binding.bind_output(_USER_EMBEDDING, self._device, self._card)
         run_bound(self._session, binding, wait=True)
-        return binding.get_outputs()[0]
+        encoded = binding.get_outputs()[0]
+        expected = [len(batch.lengths), self._dim]
+        if encoded.shape() != expected:
+            raise ModelFileError(f"user_embedding has shape {encoded.shape()}, expected {expected}; export it again")
+        return encoded
 
 
 class OnnxCard(OnnxEncodingCard):
@@ -93,6 +98,8 @@ class OnnxCard(OnnxEncodingCard):
         Vectors come to the host in between: a megabyte for a batch, and padding rows are not searched for.
         """
         users = self.encode(batches, num_users)
+        if not np.isfinite(users).all():  # for the caller to refuse
+            return users, Proposals(np.zeros((num_users, 1), np.int32), np.full(num_users, np.inf, np.float32))
         return users, self._search.propose(users, fetch=fetch)
 
     def propose_again(

@@ -1,7 +1,7 @@
 """A model's graph with the item table as an input in the place of an initializer, made without the onnx package.
 
-On a GPU the table is laid on the device once, where encoding and searching share it; and a graph without it is read in
-a moment, however many items there are.
+On a GPU the table is laid on the device once, where the graph reads it and a search may; and a graph without it is read
+in a moment, however many items there are.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ipsrec_onnx.candidates import Layout
-from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions
+from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions, kind_of_gpus
 from ipsrec_onnx.encoding import EncoderName, check_encoder
 from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_onnx.retrieval import ColdUsers
@@ -61,7 +61,7 @@ def check_cards(options: ScoreOptions, cards: CardOptions) -> CardOptions:
 
     Raises:
         DataError: an approximate search is asked for on a GPU.
-        ExecutionProviderError: the device is not there, or there is none to search on.
+        ExecutionProviderError: the device is not there, there is none to search on, or GPUs are of several kinds.
     """
     if options.device == "cpu":
         if cards != DEFAULT_CARDS:
@@ -70,6 +70,7 @@ def check_cards(options: ScoreOptions, cards: CardOptions) -> CardOptions:
             )
         return cards
     refuse_missing(options.device)
+    kind_of_gpus(cards.gpus)
     if options.approximate is None:
         return cards
     if cards.search not in ("auto", "cpu"):

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 
 from ipsrec_onnx.broken_work import broken_work
+from ipsrec_onnx.card_search import BYTES_PER_FETCHED, MOST_FETCHED
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.machine_memory import resident_memory
@@ -114,7 +115,7 @@ def _plan(
         part_rows=max((part.num_rows for part in missing), default=0),
         max_len=model.max_len,
         dim=model.dim,
-        proposals=0 if rules.ranker.card_search is None else 2 * top_k + 128,
+        proposals=0 if rules.ranker.card_search is None else MOST_FETCHED * BYTES_PER_FETCHED,
     )
     num_rows = sum(part.num_rows for part in missing)
     most_rows = rules.ranker.chunk_users(_chunk_rows(num_rows, workers))

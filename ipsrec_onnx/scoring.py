@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ipsrec_onnx.candidates import Layout
-from ipsrec_onnx.cards import CardOptions, SearchName
+from ipsrec_onnx.cards import CardOptions, SearchName, kind_of_gpus
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
 from ipsrec_onnx.job_description import describe_job
@@ -71,7 +71,8 @@ def score(
 ) -> ScoreReport:
     """Rank candidates for every user of a Parquet file, in the order of the input's rows; the lists are exact.
 
-    The bytes of the output depend on the model file, the input's rows and the options, and on nothing else.
+    The bytes of the output depend on the model file, the input's rows, the options and, of a machine, on nothing but
+    the kinds of CPU and GPU, which may round user vectors in ways of their own.
 
     Args:
         model: model file that `ipsrec export` wrote.
@@ -148,7 +149,12 @@ def score(
     items = allowed_items(model_file.catalog, allow_items=allow_items, deny_items=deny_items)
     sha256 = model_file_sha256(model)
     description = describe_job(
-        users, model_sha256=sha256, options=asdict(options), allowed=items.allowed, as_folder=targets.as_folder
+        users,
+        model_sha256=sha256,
+        options=asdict(options),
+        allowed=items.allowed,
+        as_folder=targets.as_folder,
+        gpu=kind_of_gpus(cards.gpus) if device == "cuda" else None,
     )
     log = JobLog(show=progress, as_json=log_json)
     log.event(

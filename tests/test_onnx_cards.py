@@ -7,9 +7,11 @@ import functools
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 from model_files import write_model_file
 
@@ -35,7 +37,7 @@ def the_cpu_stands_in(monkeypatch):
     """Small batches and few programs, and every part of the way to a GPU that can be had without one."""
     monkeypatch.setattr(cards, "_BATCH", 32)
     monkeypatch.setattr("ipsrec_gpu.search._CHUNK", 64)
-    monkeypatch.setattr(cards, "why_no_triton", lambda dim: None)
+    monkeypatch.setattr(cards, "why_no_triton", lambda dim, gpus: None)
 
 
 @pytest.fixture
@@ -170,17 +172,6 @@ def test_a_whole_job_writes_the_rows_of_the_cpu(tmp_path, rng, on_the_cpu, searc
     assert scorer.score(pq.read_table(users)).candidates.equals(pq.read_table(tmp_path / "cpu.parquet"))
 
 
-def test_infinite_vectors_are_refused(tmp_path, rng, monkeypatch):
-    model = write_model(tmp_path / "model.onnx")
-    _, with_cards = rankers(model, search="triton")
-    monkeypatch.setattr(
-        "ipsrec_gpu.card.TritonCard._encoded",
-        lambda self, staged, num_users: self._embeddings.new_full((num_users, 24), float("nan")),
-    )
-    with pytest.raises(ModelFileError, match="a user_embedding has NaN or infinity"):
-        with_cards.encode(draw_histories(rng, model, 5).without_empty())
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -199,16 +190,16 @@ def test_options_that_exclude_each_other_are_refused(tmp_path, on_the_cpu, optio
 
 
 def test_a_search_that_cannot_be_had_is_refused_or_not_chosen(monkeypatch):
-    monkeypatch.setattr(cards, "why_no_triton", lambda dim: "triton is not installed")
-    assert choose_search("auto", dim=64, num_items=10) == "onnx"
+    monkeypatch.setattr(cards, "why_no_triton", lambda dim, gpus: "triton is not installed")
+    assert choose_search("auto", dim=64, num_items=10, gpus=(0,)) == "onnx"
     with pytest.raises(
         ExecutionProviderError, match=r"--search triton: triton is not installed; use --search onnx, or"
     ):
-        choose_search("triton", dim=64, num_items=10)
+        choose_search("triton", dim=64, num_items=10, gpus=(0,))
     monkeypatch.undo()
-    assert choose_search("auto", dim=64, num_items=0) == "cpu"
+    assert choose_search("auto", dim=64, num_items=0, gpus=(0,)) == "cpu"
     with pytest.raises(ExecutionProviderError, match="finds no GPU"):
-        choose_search("triton", dim=64, num_items=10)
+        choose_search("triton", dim=64, num_items=10, gpus=(0,))
 
 
 @pytest.mark.parametrize("gpus", ["", "0,0", "0,,1", "zero", "-1"])
@@ -237,8 +228,47 @@ def test_a_gpu_without_room_is_named(tmp_path, rng, monkeypatch, failure, when):
         return
     plain, with_cards = rankers(model, search="triton", gpus=(3,))
     monkeypatch.setattr(f"ipsrec_gpu.card.TritonCard.{when}", fail)
-    with pytest.raises(OutOfMemoryError, match="GPU"):
+    with pytest.raises(OutOfMemoryError, match="GPU 3: its memory ran out"):
         assert_same_lists(plain, with_cards, draw_histories(rng, model, 3))
+
+
+def test_gpus_of_several_kinds_are_refused(monkeypatch):
+    monkeypatch.setattr(cards, "gpu_names", lambda: ["A", "A", "B"])
+    assert cards.kind_of_gpus((0, 1)) == "A"
+    assert cards.kind_of_gpus((2,)) == "B"
+    with pytest.raises(ExecutionProviderError, match="--gpus: 1 is A, 2 is B; unlike GPUs round user vectors"):
+        cards.kind_of_gpus((1, 2))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_few_users_at_a_time_get_the_same_lists(tmp_path, rng, monkeypatch, search):
+    monkeypatch.setattr(card_search, "MOST_FETCHED", 500)  # seven users, and two that are searched for again
+    model = write_model(tmp_path / "model.onnx")
+    plain, with_cards = rankers(model, search=search, max_per_provider=2)
+    assert_same_lists(plain, with_cards, draw_histories(rng, model, 25))
+    assert with_cards.card_search.counts().again > 0
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_vectors_that_are_none_are_refused_before_anything_is_searched(tmp_path, rng, monkeypatch, search):
+    model = write_model(tmp_path / "model.onnx")
+    _, with_cards = rankers(model, search=search)
+    table = np.full((NUM_ITEMS + 1, 24), np.nan, np.float32)
+    card = with_cards.encode.__self__._cards[0]
+    if search == "triton":
+        card._embeddings = torch.from_numpy(table)
+    else:
+        card._table = onnxruntime.OrtValue.ortvalue_from_numpy(table)
+    with pytest.raises(ModelFileError, match="a user_embedding has NaN or infinity"):
+        assert_same_lists(with_cards, with_cards, draw_histories(rng, model, 5))
+
+
+def test_vectors_of_another_width_are_refused(tmp_path, rng):
+    model = write_model(tmp_path / "model.onnx")
+    _, with_cards = rankers(model, search="onnx")
+    with_cards.encode.__self__._cards[0]._dim = 7
+    with pytest.raises(ModelFileError, match=r"has shape \[32, 24\], expected \[32, 7\]; export it again"):
+        with_cards.encode(draw_histories(rng, model, 5).without_empty())
 
 
 def test_a_defect_of_a_card_stays_what_it_is(tmp_path, rng, monkeypatch):
