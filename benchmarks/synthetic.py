@@ -2,8 +2,9 @@
 
     python benchmarks/synthetic.py --size twitch --folder .bench --model ipsrec-c
 
-Counts are those of the paper's Table 1. Lengths are lognormal, popularity falls like Zipf's law, histories hold what
-the catalog offers, with its own providers. Real skew and real embeddings differ: a figure made with these says so.
+Counts are those of the paper's Table 1. Lengths are lognormal (`full` histories have max_len items each), popularity
+falls like Zipf's law, histories hold what the catalog offers, with its own providers. Real skew and real embeddings
+differ: a figure made with these says so.
 
 Embeddings are of two kinds. `gaussian` has nothing to exploit. `trained` has what training leaves behind, as an
 assumption: genres, a spectrum that falls off, and norms that differ, the popular items having the large ones.
@@ -30,6 +31,7 @@ from ipsrec_onnx.catalog import Catalog
 DIM = 64
 Kind = Literal["trained", "gaussian"]
 Ids = Literal["int64", "string"]
+Lengths = Literal["lognormal", "full"]
 
 _SHORTEST, _LONGEST, _SIGMA = 3, 3000, 0.9  # of the lengths' lognormal
 _SKEW = 0.9  # popularity falls as rank ** -_SKEW
@@ -54,6 +56,12 @@ SIZES = {
     "twitch": Size(100_001, 739_992, 162_626, 30.0, 50),
     "wechat": Size(20_001, 96_565, 18_430, 366.0, 100),
 }
+TINY = Size(160, 600, 40, 8.6, 12)  # proves scripts, measures nothing
+
+
+def size_of(name: str) -> Size:
+    """A size by name; "tiny" is one, too."""
+    return TINY if name == "tiny" else SIZES[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,16 +160,18 @@ def _ids(rng: np.random.Generator, count: int, ids: Ids) -> pa.Array:
     return pc.binary_join_element_wise(word, drawn.cast(pa.large_string()), hyphen)
 
 
-def users_table(world: World, *, users: int | None = None, seed: int = 0) -> pa.Table:
+def users_table(world: World, *, users: int | None = None, lengths: Lengths = "lognormal", seed: int = 0) -> pa.Table:
     """Make user_id, item_history and provider_history, as `ipsrec score` reads them; all users unless fewer are asked.
 
-    A table of fewer users is no part of the table of all.
+    A table of fewer users is no part of the table of all. `full` histories have max_len items each.
     """
     rng = np.random.default_rng([seed, 5])
     count = world.size.users if users is None else users
-    lengths = history_lengths(rng, count, world.size.mean_length)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    items = world.by_popularity[zipf_ranks(rng, int(lengths.sum()), world.size.items)]
+    counts = history_lengths(rng, count, world.size.mean_length)
+    if lengths == "full":
+        counts = np.full(count, world.size.max_len)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    items = world.by_popularity[zipf_ranks(rng, int(counts.sum()), world.size.items)]
     providers = world.catalog.item_provider[items].astype(np.int64)
     columns = {"user_id": pa.array(np.arange(count))}
     for name, ids, index in (
@@ -173,14 +183,20 @@ def users_table(world: World, *, users: int | None = None, seed: int = 0) -> pa.
 
 
 def users_file(
-    folder: Path, name: str, *, users: int | None = None, kind: Kind = "trained", ids: Ids = "int64"
+    folder: Path,
+    name: str,
+    *,
+    users: int | None = None,
+    kind: Kind = "trained",
+    ids: Ids = "int64",
+    lengths: Lengths = "lognormal",
 ) -> Path:
     """Write the users of a size unless they lie there already; the path says what they are."""
-    count = SIZES[name].users if users is None else users
-    path = folder / f"{name}-{kind}-{ids}-{count}.parquet"
+    count = size_of(name).users if users is None else users
+    path = folder / f"{name}-{kind}-{ids}-{count}{'' if lengths == 'lognormal' else '-full'}.parquet"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        table = users_table(make_world(SIZES[name], kind=kind, ids=ids), users=users)
+        table = users_table(make_world(size_of(name), kind=kind, ids=ids), users=users, lengths=lengths)
         unfinished = path.with_suffix(".unfinished")
         pq.write_table(table, unfinished, compression="zstd", row_group_size=_GROUP_ROWS)
         unfinished.replace(path)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import torch
-from synthetic import DIM, SIZES, Ids, Kind, World, make_world, users_table
+from synthetic import DIM, Ids, Kind, World, make_world, size_of, users_table
 
 from ipsrec_export.export import export
 from ipsrec_onnx.catalog import catalog_to_table
@@ -40,20 +40,23 @@ def model_file(
     inner_dim: int = INNER_DIM,
     kind: Kind = "trained",
     ids: Ids = "int64",
+    precision: Literal["fp32", "fp16"] = "fp32",
 ) -> Path:
     """Export a model file of a size unless it lies there already; the path says what it is.
 
     An IPSRec has the provider in every item (the `recommended` variant); SASRec is plain.
     """
-    inner = "" if inner_dim == INNER_DIM else f"-inner{inner_dim}"
-    path = folder / f"{name}-{kind}-{ids}-{model}-{history_terms}{inner}.onnx"
+    changes = ("" if inner_dim == INNER_DIM else f"-inner{inner_dim}") + (
+        "" if precision == "fp32" else f"-{precision}"
+    )
+    path = folder / f"{name}-{kind}-{ids}-{model}-{history_terms}{changes}.onnx"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        world = make_world(SIZES[name], kind=kind, ids=ids)
+        world = make_world(size_of(name), kind=kind, ids=ids)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             dataset = _write_dataset(Path(scratch) / "dataset", world)
             net = make_model(world, model=model, history_terms=history_terms, inner_dim=inner_dim)
-            export(_write_run(Path(scratch) / "run", dataset, world, net), path)
+            export(_write_run(Path(scratch) / "run", dataset, world, net), path, precision=precision)
     return path
 
 
