@@ -2,6 +2,7 @@
 #   make demo    the main job on real grocery data, from interactions to readable candidates
 #   make test    lint, types, imports, tests
 #   make bench   scoring against its rivals and the machine's limits, in short; benchmarks/README.md has the long form
+#   make bench-gpu   the same and more on an NVIDIA GPU; docs/gpu.md
 #   make clean   remove what these made
 
 PYTHON ?= python3
@@ -10,13 +11,14 @@ DEMO_BIN := .venv-demo/bin
 TEST_BIN := .venv-test/bin
 BENCH := .bench
 BENCH_BIN := .venv-bench/bin
+BENCH_GPU_BIN := .venv-bench-gpu/bin
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 IPSREC := $(DEMO_BIN)/ipsrec
 # Numba's cache does not see that a kernel calls one that has changed: each state of the kernels gets a cache of its own.
 KERNELS := $(shell cat kernels/ipsrec_kernels/*.py | cksum | cut -d ' ' -f 1)
 export NUMBA_CACHE_DIR = $(CURDIR)/.numba_cache/$(KERNELS)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/candidates.parquet
@@ -59,8 +61,12 @@ lint: $(TEST_BIN)/.installed
 bench: $(BENCH_BIN)/.installed
 	$(BENCH_BIN)/python benchmarks/bench_all.py --folder $(BENCH)
 
+# Every script is a process with a time limit; what they say, and tables of it, are in the folder that --output names.
+bench-gpu: $(BENCH_GPU_BIN)/.installed
+	$(BENCH_GPU_BIN)/python benchmarks/gpu_all.py --folder $(BENCH) --output $(BENCH)/gpu
+
 clean:
-	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .numba_cache
+	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .venv-bench-gpu .numba_cache
 
 # A stamp is newer than what it was made from, so that a second run installs nothing.
 $(DEMO_BIN)/.installed: pyproject.toml constraints.txt
@@ -76,4 +82,9 @@ $(TEST_BIN)/.installed: pyproject.toml constraints.txt
 $(BENCH_BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-bench
 	$(BENCH_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,train,bench]'
+	touch $@
+
+$(BENCH_GPU_BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-bench-gpu
+	$(BENCH_GPU_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[gpu,triton,train,bench]'
 	touch $@
