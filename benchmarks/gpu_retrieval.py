@@ -148,7 +148,7 @@ class Catalog:
         self.table: ItemTable = build_item_table(self.embeddings, item_provider, allowed=None)
         placed = torch.from_numpy(self.embeddings).to(device)
         by_norm = torch.from_numpy(np.array(items_by_norm(self.table))).long().to(device)
-        self.search = Search(placed, by_norm)
+        self.search = Search(placed, by_norm, torch.zeros(len(placed), dtype=torch.long, device=placed.device))
         self.on_device = torch.from_numpy(self.users).to(device)
 
     def propose(self, users: Scores, *, fetch: int, every_group: bool = False) -> Proposals:
