@@ -3,6 +3,12 @@
 tests/test_gpu.py asks the same of a GPU.
 """
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import naive
 import numpy as np
 import pytest
@@ -228,3 +234,23 @@ def test_places_behind_the_last_item_hold_copies_of_others(rng):
     assert not laid_out.item_at[130:].any()
     assert torch.equal(laid_out.items[130], laid_out.items[129])
     assert torch.equal(laid_out.items[131], laid_out.items[128])
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("compiled_kernels.py"), "scan", "80", "90"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert len(found) == 24
+    for kernel, used in found.items():
+        assert used["stack"] <= (32 if kernel.endswith("sm_80") else 0), kernel  # a few registers more, once a tile
+        assert used["local"] == 0, kernel
+        assert used["vector_loads"] > 0, kernel
+        assert used["shared"] <= (99 << 10 if kernel.endswith("sm_80") else 227 << 10), kernel

@@ -264,7 +264,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here_and_spill_nothing(tmp_pa
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("compiled_softmax.py"), "80", "90", "100"],
+        [sys.executable, Path(__file__).with_name("compiled_kernels.py"), "softmax", "80", "90", "100"],
         env=environment,
         capture_output=True,
         text=True,
