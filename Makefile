@@ -2,7 +2,8 @@
 #   make demo    the main job on real grocery data, from interactions to readable candidates
 #   make test    lint, types, imports, tests
 #   make bench   scoring against its rivals and the machine's limits, in short; benchmarks/README.md has the long form
-#   make bench-gpu   the same and more on an NVIDIA GPU; docs/gpu.md
+#   make test-gpu    what only an NVIDIA GPU can show: tests with the marker gpu
+#   make bench-gpu   the same as bench and more on an NVIDIA GPU; docs/gpu.md
 #   make clean   remove what these made
 
 PYTHON ?= python3
@@ -11,14 +12,14 @@ DEMO_BIN := .venv-demo/bin
 TEST_BIN := .venv-test/bin
 BENCH := .bench
 BENCH_BIN := .venv-bench/bin
-BENCH_GPU_BIN := .venv-bench-gpu/bin
+GPU_BIN := .venv-gpu/bin
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 IPSREC := $(DEMO_BIN)/ipsrec
 # Numba's cache does not see that a kernel calls one that has changed: each state of the kernels gets a cache of its own.
 KERNELS := $(shell cat kernels/ipsrec_kernels/*.py | cksum | cut -d ' ' -f 1)
 export NUMBA_CACHE_DIR = $(CURDIR)/.numba_cache/$(KERNELS)
 
-.PHONY: demo test lint bench bench-gpu clean
+.PHONY: demo test test-gpu lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/candidates.parquet
@@ -51,6 +52,9 @@ $(DEMO)/candidates.parquet: $(DEMO)/ipsrec_c.onnx $(DEMO)/dataset/dataset.json $
 test: lint
 	$(TEST_BIN)/python -m pytest
 
+test-gpu: $(GPU_BIN)/.installed
+	$(GPU_BIN)/python -m pytest -m gpu
+
 lint: $(TEST_BIN)/.installed
 	$(TEST_BIN)/ruff check .
 	$(TEST_BIN)/ruff format --check .
@@ -62,11 +66,11 @@ bench: $(BENCH_BIN)/.installed
 	$(BENCH_BIN)/python benchmarks/bench_all.py --folder $(BENCH)
 
 # Every script is a process with a time limit; what they say, and tables of it, are in the folder that --output names.
-bench-gpu: $(BENCH_GPU_BIN)/.installed
-	$(BENCH_GPU_BIN)/python benchmarks/gpu_all.py --folder $(BENCH) --output $(BENCH)/gpu
+bench-gpu: $(GPU_BIN)/.installed
+	$(GPU_BIN)/python benchmarks/gpu_all.py --folder $(BENCH) --output $(BENCH)/gpu
 
 clean:
-	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .venv-bench-gpu .numba_cache
+	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .venv-gpu .numba_cache
 
 # A stamp is newer than what it was made from, so that a second run installs nothing.
 $(DEMO_BIN)/.installed: pyproject.toml constraints.txt
@@ -84,7 +88,7 @@ $(BENCH_BIN)/.installed: pyproject.toml constraints.txt
 	$(BENCH_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,train,bench]'
 	touch $@
 
-$(BENCH_GPU_BIN)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear .venv-bench-gpu
-	$(BENCH_GPU_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[gpu,triton,train,bench]'
+$(GPU_BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-gpu
+	$(GPU_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[gpu,triton,train,bench,dev]'
 	touch $@
