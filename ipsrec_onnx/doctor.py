@@ -88,7 +88,7 @@ def doctor(device: Device | None = None, *, model: str | Path | None = None) -> 
 
 def _gpu_search(dim: int) -> dict[str, str | None]:
     """What would search on a GPU for models of some dim, and what keeps the faster one from it."""
-    from ipsrec_onnx.cards import why_no_triton
+    from ipsrec_onnx.card_opening import why_no_triton
 
     reason = why_no_triton(dim)
     return {"search": "onnx" if reason else "triton", "why_not_triton": reason}

@@ -22,8 +22,9 @@ from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import retrieve
 from ipsrec_kernels.weighed_providers import weigh_providers
 from ipsrec_onnx.approximate import ApproximateIndex, propose
+from ipsrec_onnx.card_opening import open_cards
 from ipsrec_onnx.card_search import CardSearch, fill_lists
-from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions, Cards, open_cards
+from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions, Cards
 from ipsrec_onnx.encoding import Encoder, EncoderName, open_encoder
 from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.histories import Histories

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ipsrec_onnx.candidates import Layout
-from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions, kind_of_gpus
+from ipsrec_onnx.card_opening import kind_of_gpus
+from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions
 from ipsrec_onnx.encoding import EncoderName, check_encoder
 from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_onnx.retrieval import ColdUsers

@@ -18,7 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ipsrec_onnx.candidates import Layout
-from ipsrec_onnx.cards import CardOptions, SearchName, kind_of_gpus
+from ipsrec_onnx.card_opening import kind_of_gpus
+from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
 from ipsrec_onnx.job_description import describe_job

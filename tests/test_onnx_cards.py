@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from model_files import write_model_file
 
 from ipsrec_cli.main import ipsrec
-from ipsrec_onnx import card_search, cards
+from ipsrec_onnx import card_opening, card_search, cards
+from ipsrec_onnx.card_opening import choose_search, open_cards
 from ipsrec_onnx.card_search import CardSearch
-from ipsrec_onnx.cards import CardOptions, Cards, EncodingCards, card_widths, choose_search, open_cards
+from ipsrec_onnx.cards import CardOptions, Cards, EncodingCards, card_widths
 from ipsrec_onnx.encoding import encode
 from ipsrec_onnx.errors import DataError, ExecutionProviderError, ModelFileError, OutOfMemoryError
 from ipsrec_onnx.histories import Histories
@@ -37,7 +38,7 @@ def the_cpu_stands_in(monkeypatch):
     """Small batches and few programs, and every part of the way to a GPU that can be had without one."""
     monkeypatch.setattr(cards, "_BATCH", 32)
     monkeypatch.setattr("ipsrec_gpu.search._CHUNK", 64)
-    monkeypatch.setattr(cards, "why_no_triton", lambda dim, gpus: None)
+    monkeypatch.setattr(card_opening, "why_no_triton", lambda dim, gpus: None)
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_options_that_exclude_each_other_are_refused(tmp_path, on_the_cpu, optio
 
 
 def test_a_search_that_cannot_be_had_is_refused_or_not_chosen(monkeypatch):
-    monkeypatch.setattr(cards, "why_no_triton", lambda dim, gpus: "triton is not installed")
+    monkeypatch.setattr(card_opening, "why_no_triton", lambda dim, gpus: "triton is not installed")
     assert choose_search("auto", dim=64, num_items=10, gpus=(0,)) == "onnx"
     with pytest.raises(
         ExecutionProviderError, match=r"--search triton: triton is not installed; use --search onnx, or"
@@ -233,11 +234,11 @@ def test_a_gpu_without_room_is_named(tmp_path, rng, monkeypatch, failure, when):
 
 
 def test_gpus_of_several_kinds_are_refused(monkeypatch):
-    monkeypatch.setattr(cards, "gpu_names", lambda: ["A", "A", "B"])
-    assert cards.kind_of_gpus((0, 1)) == "A"
-    assert cards.kind_of_gpus((2,)) == "B"
+    monkeypatch.setattr(card_opening, "gpu_names", lambda: ["A", "A", "B"])
+    assert card_opening.kind_of_gpus((0, 1)) == "A"
+    assert card_opening.kind_of_gpus((2,)) == "B"
     with pytest.raises(ExecutionProviderError, match="--gpus: 1 is A, 2 is B; unlike GPUs round user vectors"):
-        cards.kind_of_gpus((1, 2))
+        card_opening.kind_of_gpus((1, 2))
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -282,5 +283,5 @@ def test_a_defect_of_a_card_stays_what_it_is(tmp_path, rng, monkeypatch):
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr("ipsrec_gpu.available.num_gpus", lambda: 2)
     with pytest.raises(ExecutionProviderError, match=r"--gpus: there is no GPU 5, torch finds 2, numbered from 0"):
-        cards._refuse_missing_gpus((0, 5), "cuda")
-    cards._refuse_missing_gpus((0, 1), "cuda")
+        card_opening._refuse_missing_gpus((0, 5), "cuda")
+    card_opening._refuse_missing_gpus((0, 1), "cuda")

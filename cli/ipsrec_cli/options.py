@@ -44,7 +44,11 @@ max_memory_option = click.option(
     help="Memory that the job may have: 2GB, 800MiB.  [default: most of what the machine has free]",
 )
 device_option = click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where users are encoded and items searched."
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where users are encoded and items searched.",
 )
 encoder_option = click.option(
     "--encoder",
