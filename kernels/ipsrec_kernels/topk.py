@@ -136,7 +136,7 @@ def _retrieve(
             scan(table, users, scan_users, scratch, first, some, every, 0, top_k, cap, filters, slots)
             if with_terms:
                 offer_histories(table, users, scan_users.norms, first, filters, terms, some, top_k, cap, slots)
-        finish_lists(table, users, first, some, best, cap, slots)
+        _finish(table, users, first, some, best, cap, slots)
 
 
 @njit(cache=True, nogil=True)
@@ -146,13 +146,17 @@ def _choose(table, users, first, unwanted, terms, choice, lists, k, cap, slots):
 
 
 @njit(cache=True, nogil=True)
-def finish_lists(table, users, first, lists, best, cap, slots):
-    """Kernel: turn the shortlists of users first, first + 1, ... into lists."""
-    k = best.scores.shape[1]
+def _finish(table, users, first, lists, best, cap, slots):
+    """Turn the shortlists of users first, first + 1, ... into lists."""
     for r in range(len(lists.counts)):
-        u = first + r
-        settle(lists, r, k, cap, table, users, u, slots)
-        for at in range(lists.counts[r]):
-            best.item_index[u, at] = lists.item[r, at]
-            best.scores[u, at] = lists.low[r, at]
-        best.counts[u] = lists.counts[r]
+        finish_list(table, users, first + r, lists, r, best, cap, slots)
+
+
+@njit(cache=True, nogil=True)
+def finish_list(table, users, u, lists, r, best, cap, slots):
+    """Kernel: turn shortlist r into the list of user u."""
+    settle(lists, r, best.scores.shape[1], cap, table, users, u, slots)
+    for at in range(lists.counts[r]):
+        best.item_index[u, at] = lists.item[r, at]
+        best.scores[u, at] = lists.low[r, at]
+    best.counts[u] = lists.counts[r]
