@@ -227,8 +227,11 @@ def renamed(proto: onnx.ModelProto) -> None:
                 ("MultiHeadAttention", "mine", False),
             )
         ),
-        (attention("q", "k", "v", "", "", "", "pk", "pv"), "has MultiHeadAttention with a cache, which no export"),
-        (attention("q", "k", "v", outputs=("y", "key", "value")), "has MultiHeadAttention with a cache, which no exp"),
+        (attention("q", "k", "v", "", "", "", "pk", "pv"), "has MultiHeadAttention with a cache, or without keys"),
+        (
+            attention("q", "k", "v", outputs=("y", "key", "value")),
+            "has MultiHeadAttention with a cache, or without keys",
+        ),
         (attention("q", "k", "v", "", "lengths"), "MultiHeadAttention with lengths 'lengths' that are not counted"),
         (attention("q", "k", "v", "", "made", lengths=("Sub",)), "with lengths 'made 0' that are not counted"),
         (attention("q", "k", "v", "", "made", lengths=("Equal", "Neg", "ReduceSum")), "that are not counted"),
