@@ -53,12 +53,12 @@ TINY_USERS, TINY_NAIVE = 60, 20
 # Before SCORE on a machine without a GPU: cards are opened on the CPU, with small batches and few programs.
 STAND_IN = """
 import functools
-import ipsrec_gpu.search, ipsrec_onnx.cards, ipsrec_onnx.retrieval, ipsrec_onnx.score_options
-def on_cpu(model, table, options, *, device, open_cards=ipsrec_onnx.cards.open_cards):
+import ipsrec_gpu.search, ipsrec_onnx.card_opening, ipsrec_onnx.cards, ipsrec_onnx.retrieval, ipsrec_onnx.score_options
+def on_cpu(model, table, options, *, device, open_cards=ipsrec_onnx.card_opening.open_cards):
     return open_cards(model, table, options, device="cpu")
 ipsrec_gpu.search._CHUNK = 64
 ipsrec_onnx.cards._BATCH = 32
-ipsrec_onnx.cards.why_no_triton = lambda dim: None
+ipsrec_onnx.card_opening.why_no_triton = lambda dim, gpus: None
 ipsrec_onnx.score_options.refuse_missing = lambda device: None
 ipsrec_onnx.retrieval.open_cards = on_cpu
 """

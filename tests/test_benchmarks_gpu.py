@@ -164,3 +164,18 @@ def test_limits_and_search_are_measured_without_a_gpu(tmp_path):
     page = (tmp_path / "out" / "gpu.md").read_text(encoding="utf-8")
     assert "gemm_fp16_tflop_per_s" in page
     assert "a CPU stands in" in page
+
+
+@pytest.mark.slow
+def test_a_job_is_measured_without_a_gpu(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_job.py"), "--folder", str(tmp_path), "--tiny"]
+    command += ["--device", "cpu", "--cases", "tmall-onnx", "--runs", "1", "--naive-users", "0"]
+    path = os.pathsep.join(str(ROOT / folder) for folder in FOLDERS)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["tmall-onnx"]
+    assert found["gpu_search"]["search"] == "onnx"
+    assert found["gpu_search"]["users"] == found["users"] > 0
+    assert found["loop_s"]["median"] > 0
