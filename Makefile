@@ -80,12 +80,12 @@ $(DEMO_BIN)/.installed: pyproject.toml constraints.txt
 
 $(TEST_BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-test
-	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,train,experiment,triton,dev]'
+	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,ray,train,experiment,triton,dev]'
 	touch $@
 
 $(BENCH_BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-bench
-	$(BENCH_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,train,bench]'
+	$(BENCH_BIN)/python -m pip install $(PIP_FLAGS) --editable '.[cpu,approximate,ray,train,bench]'
 	touch $@
 
 $(GPU_BIN)/.installed: pyproject.toml constraints.txt

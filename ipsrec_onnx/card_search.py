@@ -52,6 +52,18 @@ class SearchCounts:
     again: int
     on_cpu: int
 
+    def __add__(self, other: SearchCounts) -> SearchCounts:
+        return self._with(other, 1)
+
+    def __sub__(self, other: SearchCounts) -> SearchCounts:
+        return self._with(other, -1)
+
+    def _with(self, other: SearchCounts, sign: int) -> SearchCounts:
+        users, again, on_cpu = (
+            getattr(self, name) + sign * getattr(other, name) for name in ("users", "again", "on_cpu")
+        )
+        return SearchCounts(self.search, users, again, on_cpu)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)

@@ -21,6 +21,10 @@ class ExecutionProviderError(IpsrecError):
     """The asked-for ONNX Runtime execution provider is not there."""
 
 
+class EngineError(IpsrecError):
+    """The engine that was to run a job is not there, has no room for it, or lost its workers."""
+
+
 class OutOfMemoryError(IpsrecError):
     """Memory ran out in the middle of the work."""
 

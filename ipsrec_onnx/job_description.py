@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ipsrec_kernels.cpu import has_wide_vectors, runnable_paths
+from ipsrec_onnx.card_opening import kind_of_gpus
 from ipsrec_onnx.user_chunks import plan_parts
 from ipsrec_onnx.users import Users
 from ipsrec_onnx.versions import package_version
@@ -24,7 +27,7 @@ def describe_job(
     options: dict[str, Any],
     allowed: npt.NDArray[np.bool_] | None,
     as_folder: bool,
-    gpu: str | None = None,
+    machine: dict[str, Any],
 ) -> dict[str, Any]:
     """Describe a job by all that its bytes depend on, as JSON that a person can read.
 
@@ -34,7 +37,7 @@ def describe_job(
         options: by name.
         allowed: (num_items + 1,) items that the lists leave; None where no list was given.
         as_folder: are the candidates a folder of files?
-        gpu: kind of the GPUs that encode, which decides about last bits as a CPU's does; None where none does.
+        machine: that scores, as machine_kind gave it.
     """
     return {
         "model_sha256": model_sha256,
@@ -53,7 +56,34 @@ def describe_job(
             for file in users.files
         ],
         "parts": len(plan_parts(users)),
+        **machine,
+    }
+
+
+def machine_kind(gpus: Sequence[int] | None) -> dict[str, Any]:
+    """Describe this machine by all that a user's last bits depend on; machines of one kind may share a job.
+
+    Args:
+        gpus: numbers of the GPUs that encode, whose kind decides about last bits as a CPU's does; None where none does.
+
+    Raises:
+        ExecutionProviderError: the GPUs are of several kinds.
+    """
+    return {
         "cpu": {"scan": runnable_paths()[0], "wide_vectors": has_wide_vectors()},
-        **({} if gpu is None else {"gpu": gpu}),
+        **({} if gpus is None else {"gpu": kind_of_gpus(gpus)}),
         "versions": {name: package_version(name) for name in _PACKAGES},
     }
+
+
+def first_difference(found: Any, wanted: Any, where: str = "") -> str:
+    """Name the first entry in which two JSON values differ, with both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *found]:
+            if found.get(key) != wanted.get(key):
+                return first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            if one != other:
+                return first_difference(one, other, f"{where}[{number}]")
+    return f"its {where} is {json.dumps(found)[:200]}, asked for is {json.dumps(wanted)[:200]}"

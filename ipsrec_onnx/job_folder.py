@@ -22,6 +22,7 @@ from typing import Any
 
 from ipsrec_onnx.atomic import hidden_name, readable_errors, refuse_existing, sync
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.job_description import first_difference
 from ipsrec_onnx.job_lock import LOCK, held_folder
 from ipsrec_onnx.output_paths import OutputPaths, refuse_other_folder
 
@@ -181,7 +182,7 @@ def _refuse_unfinished(
     output = targets.candidates
     if resume:
         raise DataError(
-            f"output {output}: the unfinished job there is another one: {_first_difference(found, wanted)}; give what "
+            f"output {output}: the unfinished job there is another one: {first_difference(found, wanted)}; give what "
             "it was begun with, or start over with --overwrite"
         )
     done = JobFolder(path, targets).num_done()
@@ -189,19 +190,6 @@ def _refuse_unfinished(
         f"output {output}: an unfinished job is there, {done} parts done; go on with --resume, or start over with "
         "--overwrite"
     )
-
-
-def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
-    """Name the first entry in which two JSON values differ, with both values."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *found]:
-            if found.get(key) != wanted.get(key):
-                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
-    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
-        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
-            if one != other:
-                return _first_difference(one, other, f"{where}[{number}]")
-    return f"its {where} is {json.dumps(found)[:200]}, asked for is {json.dumps(wanted)[:200]}"
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:

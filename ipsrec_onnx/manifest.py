@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,18 @@ def manifest_of(
     job: dict[str, Any],
     counts: ScoreCounts,
     recall: Recall | None,
+    entries: Mapping[UserPart, dict[str, Any]],
 ) -> dict[str, Any]:
     """Describe what a job has done; its files are whole and do not have their names yet.
+
+    Args:
+        folder: of the job.
+        users: who was scored.
+        parts: as plan_parts gave them.
+        job: as it was begun.
+        counts: the account.
+        recall: how good approximate lists are.
+        entries: of a folder's parts that somebody has described already, as part_entry gives them.
 
     Returns:
         job: as it was begun; counts: the account; approximate: how good its lists are, or None; candidates: a file
@@ -39,13 +50,7 @@ def manifest_of(
     """
     targets = folder.targets
     if targets.as_folder:
-        candidates = [
-            {
-                **_file_entry(folder.part(part_name(part)), name=part_name(part)),
-                "of": {"file": users.files[part.file].name, "first_row": part.first_row, "rows": part.num_rows},
-            }
-            for part in parts
-        ]
+        candidates = [entries.get(part) or part_entry(folder, users, part) for part in parts]
     else:
         candidates = [_file_entry(folder.whole, name=targets.candidates.name)]
     bad_rows = None if targets.bad_rows is None else _file_entry(folder.whole_bad_rows, name=targets.bad_rows.name)
@@ -56,6 +61,14 @@ def manifest_of(
         "approximate": None if recall is None else recall.to_json(),
         "candidates": candidates,
         "bad_rows": bad_rows,
+    }
+
+
+def part_entry(folder: JobFolder, users: Users, part: UserPart) -> dict[str, Any]:
+    """Describe the file of a part that is done, and the rows of the input that it is of."""
+    return {
+        **_file_entry(folder.part(part_name(part)), name=part_name(part)),
+        "of": {"file": users.files[part.file].name, "first_row": part.first_row, "rows": part.num_rows},
     }
 
 

@@ -95,11 +95,11 @@ class ChunkPlan:
     peak: int
 
 
-def memory_bound(max_memory: int | None) -> MemoryBound:
-    """What a job may have: what was asked for, or most of what the machine has free."""
+def memory_bound(max_memory: int | None, *, share: float = 1.0) -> MemoryBound:
+    """What a job may have: what was asked for, or most of its share of what the machine has free."""
     if max_memory is not None:
         return MemoryBound(max_memory, asked=True)
-    return MemoryBound(int(_SHARE * available_memory()), asked=False)
+    return MemoryBound(int(_SHARE * share * available_memory()), asked=False)
 
 
 def refuse_big_model(bound: MemoryBound, *, path: str, num_bytes: int) -> None:

@@ -40,6 +40,11 @@ _CHUNK_CANDIDATES = 1 << 21  # candidates of a chunk at most, so that a long lis
 _CARD_CHUNKS = 4  # times as many for a GPU: each width's last batch is not full, and batches are large there
 
 
+def users_at_once(most: int, *, top_k: int) -> int:
+    """Users of a chunk, or of a group of rows: `most`, or fewer where lists of top_k are long; 1 or more."""
+    return max(1, min(most, _CHUNK_CANDIDATES // top_k))
+
+
 @dataclass(frozen=True, eq=False)
 class Ranker:
     """A model and the rules of one job; built once, shared by the worker threads.
@@ -75,7 +80,7 @@ class Ranker:
 
     def users_at_once(self, most: int) -> int:
         """Users of a chunk, or of a group of rows: `most`, or fewer where their lists are long; 1 or more."""
-        return max(1, min(most, _CHUNK_CANDIDATES // self.top_k))
+        return users_at_once(most, top_k=self.top_k)
 
     def chunk_users(self, most: int) -> int:
         """Users of a chunk at most: as many as users_at_once says, and on GPUs some times as many."""

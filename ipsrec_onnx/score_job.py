@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
+from ipsrec_onnx.approximate_recall import Recall
 from ipsrec_onnx.card_search import SearchCounts
 from ipsrec_onnx.cards import CardOptions
 from ipsrec_onnx.filters import AllowedItems
-from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.job_folder import JobFolder, remove_finished_job
+from ipsrec_onnx.job_rules import job_schemas, open_rules
 from ipsrec_onnx.manifest import account, manifest_of, read_manifest
 from ipsrec_onnx.memory_plan import MemoryBound
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.output_paths import OutputPaths, refuse_outputs
+from ipsrec_onnx.part_worker import PartsJob
 from ipsrec_onnx.progress import JobLog
+from ipsrec_onnx.ray_engine import RayCluster
 from ipsrec_onnx.run_report import run_figures, write_run_report
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_options import ScoreOptions
-from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
+from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs, part_name
 from ipsrec_onnx.score_report import ScoreReport
-from ipsrec_onnx.score_rules import build_rules, open_ranker
-from ipsrec_onnx.score_run import CHUNK_ROWS, group_rows, score_users
-from ipsrec_onnx.scored_chunk import ScoreRules, known_histories
-from ipsrec_onnx.user_chunks import plan_parts, read_chunks
+from ipsrec_onnx.score_run import check_account, score_users
+from ipsrec_onnx.stage_times import StageTimes
+from ipsrec_onnx.user_chunks import UserPart, plan_parts
 from ipsrec_onnx.users import Users
 
 
@@ -114,55 +112,132 @@ def _work_of(manifest: dict[str, Any], targets: OutputPaths) -> Work:
     return Work(counts, resumed_rows=counts.rows_in, recall=recall)
 
 
-def do_work(folder: JobFolder, job: ScoreJob, *, index_cache: str | Path | None) -> Work:
-    """Lay out the items, score what is not done, and give the results their names.
+def do_work(
+    folder: JobFolder, job: ScoreJob, *, index_cache: str | Path | None, cluster: RayCluster | None = None
+) -> Work:
+    """Score what is not done, and give the results their names.
 
     Args:
         folder: of the job, locked by this process.
         job: what is to be done.
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
+        cluster: where the parts are scored; None for this process.
 
     Raises:
         DataError, ModelFileError: as score().
         ModuleNotFoundError: faiss, for an approximate search, is not installed.
     """
     refuse_outputs(job.targets, overwrite=job.overwrite)
-    users = job.users
-    rules, recall = _open_rules(job, index_cache=index_cache)
-    start_s = time.perf_counter() - job.started
-    parts = plan_parts(users)
-    outputs = ScoreOutputs(
-        folder, parts, RowSchemas(rules.schema, group_rows(rules), rules.dead_letter_schema, CHUNK_ROWS)
-    )
-    resumed_rows = sum(counts.rows_in for counts in outputs.done.values())
-    counts = score_users(users, rules, parts, outputs, threads=job.threads, bound=job.bound, log=job.log)
+    parts = plan_parts(job.users)
+    schemas = job_schemas(job.model_file, job.sha256, job.options, job.items, job.users)
+    if cluster is None:
+        work, outputs = _work_here(folder, job, parts, schemas, index_cache=index_cache)
+        entries: dict[UserPart, dict[str, Any]] = {}
+    else:
+        work, outputs, entries = _work_on_cluster(cluster, folder, job, parts, schemas, index_cache=index_cache)
+    check_account(job.users, work.counts)
+    outputs.gather_bad_rows()
     with outputs.times.stage("write"):
-        manifest = manifest_of(folder, users, parts, job=job.description, counts=counts, recall=recall)
+        manifest = manifest_of(
+            folder, job.users, parts, job=job.description, counts=work.counts, recall=work.recall, entries=entries
+        )
         folder.commit(manifest, overwrite=job.overwrite)
-    return Work(
+    return replace(work, cpu_s=dict(outputs.times.cpu_s))
+
+
+def _work_here(
+    folder: JobFolder, job: ScoreJob, parts: list[UserPart], schemas: RowSchemas, *, index_cache: str | Path | None
+) -> tuple[Work, ScoreOutputs]:
+    """Lay out the items and score in this process."""
+    rules, recall = open_rules(
+        job.model_file, job.sha256, job.options, job.items, job.users, cards=job.cards, index_cache=index_cache
+    )
+    if recall is not None:
+        job.log.note(recall.in_words())
+    start_s = time.perf_counter() - job.started
+    outputs = ScoreOutputs(folder, parts, schemas)
+    resumed_rows = sum(counts.rows_in for counts in outputs.done.values())
+    counts = score_users(job.users, rules, outputs, threads=job.threads, bound=job.bound, log=job.log)
+    search = rules.ranker.card_search
+    work = Work(
         counts,
         resumed_rows,
         recall=recall,
-        searched=None if rules.ranker.card_search is None else rules.ranker.card_search.counts(),
-        cpu_s=dict(outputs.times.cpu_s),
+        searched=None if search is None else search.counts(),
         start_s=start_s,
         samples=list(outputs.throughput.samples),
     )
+    return work, outputs
 
 
-def _open_rules(job: ScoreJob, *, index_cache: str | Path | None) -> tuple[ScoreRules, Recall | None]:
-    """What every chunk is scored by; and how good the lists are, where the search is approximate."""
-    ranker = open_ranker(job.model_file, job.options, job.items, index_cache=index_cache, cards=job.cards)
-    made_by = {
-        "ipsrec.model_sha256": job.sha256,
-        "ipsrec.options": json.dumps({**asdict(job.options), "allowed_items": job.items.num_allowed}),
-    }
-    rules = build_rules(ranker, job.options, columns=job.users.columns, schema=job.users.schema, metadata=made_by)
-    if job.options.approximate is None:
-        return rules, None
-    index, recall = choose_recall(ranker, _first_histories(job.users, rules), target=job.options.approximate)
-    job.log.note(recall.in_words())
-    return replace(rules, ranker=replace(ranker, approximate=index)), recall
+def _work_on_cluster(
+    cluster: RayCluster,
+    folder: JobFolder,
+    job: ScoreJob,
+    parts: list[UserPart],
+    schemas: RowSchemas,
+    *,
+    index_cache: str | Path | None,
+) -> tuple[Work, ScoreOutputs, dict[UserPart, dict[str, Any]]]:
+    """Have the workers of a cluster score the parts; those that are done are looked through there, too."""
+    begun = ScoreOutputs(folder, parts, schemas)
+    resumed_rows = sum(counts.rows_in for counts in begun.done.values())
+    to_do = PartsJob(
+        model=str(job.model_file.path),
+        sha256=job.sha256,
+        machine=cluster.machine,
+        options=job.options,
+        users=job.users,
+        items=job.items,
+        schemas=schemas,
+        folder=folder.path,
+        targets=job.targets,
+        cards=job.cards,
+        threads=cluster.threads,
+        max_memory=job.bound.limit if job.bound.asked else None,
+        share=cluster.share,
+        index_cache=index_cache,
+    )
+    job.log.event(
+        "job_planned",
+        workers=cluster.workers,
+        threads=cluster.threads,
+        parts=len(parts),
+        parts_done=len(begun.done),
+        users_done=resumed_rows,
+    )
+    start_s = time.perf_counter() - job.started
+    throughput, times, missing = begun.throughput, StageTimes(), set(begun.missing)
+    entries: dict[UserPart, dict[str, Any]] = {}
+    searched: SearchCounts | None = None
+    recall: Recall | None = None
+    with job.log.progress(job.users.num_rows, what="users", already=resumed_rows, times=times) as advance:
+        for done in cluster.score(to_do, parts):
+            if done.entry is not None:
+                entries[done.part] = done.entry
+            recall = done.recall
+            if done.searched is not None:
+                searched = done.searched if searched is None else searched + done.searched
+            for stage, seconds in done.cpu_s.items():
+                times.cpu_s[stage] += seconds
+            if done.part in missing:
+                throughput.add(done.counts.rows_in)
+                advance(done.counts.rows_in)
+                job.log.event("part_done", part=part_name(done.part), users=done.part.num_rows)
+    outputs = ScoreOutputs(folder, parts, schemas)  # now all are done
+    outputs.times.add(times)
+    if not job.targets.as_folder:
+        for _ in outputs.write(iter(()), writers=1, most=1, log=job.log):
+            pass
+    work = Work(
+        sum(outputs.done.values(), ScoreCounts()),
+        resumed_rows,
+        recall=recall,
+        searched=searched,
+        start_s=start_s,
+        samples=list(throughput.samples),
+    )
+    return work, outputs, entries
 
 
 def account_of(job: ScoreJob, work: Work, *, output: str) -> ScoreReport:
@@ -207,20 +282,3 @@ def with_report(done: ScoreReport, report: str | Path, job: ScoreJob, work: Work
     )
     write_run_report(report, figures, overwrite=overwrite)
     return replace(done, report=str(report), report_s=time.perf_counter() - started)
-
-
-def _first_histories(users: Users, rules: ScoreRules) -> Histories:
-    """Histories of the first SAMPLE_USERS users with a known item, on which recall is measured."""
-    parts: list[Histories] = []
-    lengths = np.zeros(0, np.int64)
-    for chunk in read_chunks(users, plan_parts(users), chunk_rows=SAMPLE_USERS):
-        parts.append(known_histories(chunk, rules).without_empty())
-        lengths = np.concatenate([lengths, parts[-1].lengths])
-        if len(lengths) >= SAMPLE_USERS:
-            break
-    nothing = np.zeros(0, np.int32)
-    return Histories(
-        np.concatenate([nothing, *(part.items for part in parts)]),
-        np.concatenate([nothing, *(part.providers for part in parts)]),
-        np.concatenate([[0], np.cumsum(lengths[:SAMPLE_USERS])]),
-    )

@@ -57,8 +57,13 @@ class ScoreOptions:
             check_positive(name, getattr(self, name))
 
 
-def check_cards(options: ScoreOptions, cards: CardOptions) -> CardOptions:
+def check_cards(options: ScoreOptions, cards: CardOptions, *, here: bool = True) -> CardOptions:
     """Say early that the GPUs cannot do what is asked for; gives what searches for these options.
+
+    Args:
+        options: of scoring.
+        cards: which GPUs, and what searches on them.
+        here: are they this machine's?
 
     Raises:
         DataError: an approximate search is asked for on a GPU.
@@ -70,8 +75,9 @@ def check_cards(options: ScoreOptions, cards: CardOptions) -> CardOptions:
                 "--gpus and --search are about GPUs, found --device cpu; add --device cuda, or leave them out"
             )
         return cards
-    refuse_missing(options.device)
-    kind_of_gpus(cards.gpus)
+    if here:
+        refuse_missing(options.device)
+        kind_of_gpus(cards.gpus)
     if options.approximate is None:
         return cards
     if cards.search not in ("auto", "cpu"):

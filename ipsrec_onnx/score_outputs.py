@@ -46,20 +46,34 @@ class _Written:
 class ScoreOutputs:
     """Writes parts as they are scored, and takes over those that are done.
 
+    Args:
+        folder: of the job.
+        parts: that are written, in the order of their rows.
+        schemas: of what is written.
+        parts_alone: write no whole file, even where the candidates become one: not all parts are here.
+
     Attributes:
         done: what the parts that are done count, by number.
         times: where the time went, of the workers and of writing.
         throughput: how far it was at what time, without the parts that are done.
     """
 
-    def __init__(self, folder: JobFolder, parts: list[UserPart], schemas: RowSchemas) -> None:
+    def __init__(
+        self, folder: JobFolder, parts: list[UserPart], schemas: RowSchemas, *, parts_alone: bool = False
+    ) -> None:
         self._folder, self._parts, self._schemas = folder, parts, schemas
+        self._with_whole = not (parts_alone or folder.targets.as_folder)
         self.times, self.throughput = StageTimes(), Throughput()
         self.done: dict[int, ScoreCounts] = {}
         for number, part in enumerate(parts):
             path = folder.part(part_name(part))
             if path.exists():
                 self.done[number] = read_counts(path)
+
+    @property
+    def missing(self) -> list[UserPart]:
+        """The parts that were not done when this was made, in their order."""
+        return [part for number, part in enumerate(self._parts) if number not in self.done]
 
     def write(
         self, chunks: Iterator[ScoredChunk], *, writers: int, most: int, log: JobLog
@@ -89,16 +103,13 @@ class ScoreOutputs:
                     yield written.counts
                 if written.part is not None:
                     log.event("part_done", part=part_name(written.part), users=written.part.num_rows)
-        if self._folder.targets.bad_rows is not None:
-            with self.times.stage("write"):
-                self._gather_bad_rows()
 
     def _steps(
         self, chunks: Iterator[ScoredChunk], files: contextlib.ExitStack, *, writers: int
     ) -> Iterator[Step[_Written, StageTimes]]:
         """Say what is to be written where: the whole file in lane 0, parts in turn in the others, if there are any."""
         whole = None
-        if not self._folder.targets.as_folder:
+        if self._with_whole:
             whole = files.enter_context(_given_up(self._write_whole()))
             yield Step(_Written(), [(0, _timed(next, whole, None))])
         first_lane = 0 if whole is None or writers == 1 else 1
@@ -165,10 +176,15 @@ class ScoreOutputs:
             if whole is not None:
                 _send(whole, rows)
 
-    def _gather_bad_rows(self) -> None:
-        schemas = self._schemas
-        target = self._folder.whole_bad_rows
-        with open_part(target, schemas.bad_rows, group_rows=schemas.bad_rows_group_rows) as writer:
+    def gather_bad_rows(self) -> None:
+        """Write the malformed rows of all parts, which are done, into one file, where they are set aside."""
+        if self._folder.targets.bad_rows is None:
+            return
+        schemas, target = self._schemas, self._folder.whole_bad_rows
+        with (
+            self.times.stage("write"),
+            open_part(target, schemas.bad_rows, group_rows=schemas.bad_rows_group_rows) as writer,
+        ):
             for part in self._parts:
                 for rows in stored_rows(self._folder.bad_rows_part(part_name(part)), schemas.bad_rows):
                     writer.write(rows)

@@ -60,6 +60,9 @@ def build_rules(
         schema: of these columns.
         metadata: of the output's schema.
     """
+    candidates, dead_letters = output_schemas(
+        ranker.model.catalog.item_ids.type, options, columns=columns, schema=schema, metadata=metadata
+    )
     return ScoreRules(
         ranker=ranker,
         columns=columns,
@@ -67,11 +70,28 @@ def build_rules(
         unknown_items=options.unknown_items,
         cold_users=options.cold_users,
         bad_rows=options.bad_rows,
-        schema=candidates_schema(
-            schema.field(columns.user_id).type,
-            ranker.model.catalog.item_ids.type,
-            layout=options.layout,
-            metadata=metadata,
-        ),
-        dead_letter_schema=dead_letter_schema(schema),
+        schema=candidates,
+        dead_letter_schema=dead_letters,
     )
+
+
+def output_schemas(
+    item_id: pa.DataType,
+    options: ScoreOptions,
+    *,
+    columns: UserColumns,
+    schema: pa.Schema,
+    metadata: dict[str, str] | None,
+) -> tuple[pa.Schema, pa.Schema]:
+    """Schemas of the candidates and of the rows set aside.
+
+    Args:
+        item_id: type of the catalog's ids.
+        options: of scoring.
+        columns: of the users.
+        schema: of these columns.
+        metadata: of the candidates' schema.
+    """
+    user_id = schema.field(columns.user_id).type
+    candidates = candidates_schema(user_id, item_id, layout=options.layout, metadata=metadata)
+    return candidates, dead_letter_schema(schema)

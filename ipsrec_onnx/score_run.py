@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+
+import pyarrow as pa
 
 from ipsrec_onnx.broken_work import broken_work
 from ipsrec_onnx.card_search import BYTES_PER_FETCHED, MOST_FETCHED
@@ -14,8 +16,9 @@ from ipsrec_onnx.machine_memory import resident_memory
 from ipsrec_onnx.memory_plan import ChunkPlan, MemoryBound, RowSizes, id_bytes, plan_chunks
 from ipsrec_onnx.pipeline import ended, map_in_order
 from ipsrec_onnx.progress import JobLog
+from ipsrec_onnx.retrieval import users_at_once
 from ipsrec_onnx.score_counts import ScoreCounts
-from ipsrec_onnx.score_outputs import ScoreOutputs
+from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.scored_chunk import ScoredChunk, ScoreRules, score_chunk
 from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.user_chunks import UserChunk, UserPart, read_chunks
@@ -31,7 +34,6 @@ _LONG_GROUP_ROWS = 1 << 16
 def score_users(
     users: Users,
     rules: ScoreRules,
-    parts: list[UserPart],
     outputs: ScoreOutputs,
     *,
     threads: int | None,
@@ -43,8 +45,7 @@ def score_users(
     Args:
         users: as open_users gave it.
         rules: what every chunk is scored by.
-        parts: as plan_parts gave them.
-        outputs: of these parts; its times say where the time went.
+        outputs: of all parts; its times say where the time went.
         threads: workers; None for all usable cores, or fewer where memory is short.
         bound: memory that the job may have.
         log: says how far it is.
@@ -53,12 +54,10 @@ def score_users(
         The account, parts that were done before among it.
 
     Raises:
-        DataError: the job does not fit into its memory, a row that the rules refuse, a broken input, or rows that are
-            not accounted for.
+        DataError: as plan_run and score_parts.
     """
-    counts, times = sum(outputs.done.values(), ScoreCounts()), outputs.times
-    missing = [part for number, part in enumerate(parts) if number not in outputs.done]
-    plan = _plan(users, rules, missing, threads=threads, bound=bound)
+    counts = sum(outputs.done.values(), ScoreCounts())
+    plan = plan_run(users, rules, outputs.missing, threads=threads, bound=bound)
     log.event(
         "job_planned",
         threads=plan.threads,
@@ -67,23 +66,46 @@ def score_users(
         search=rules.ranker.search,
         memory_bytes=plan.peak,
         memory_limit_bytes=bound.limit,
-        parts=len(parts),
+        parts=len(outputs.done) + len(outputs.missing),
         parts_done=len(outputs.done),
         users_done=counts.rows_in,
     )
-    chunks = _timed(read_chunks(users, missing, chunk_rows=plan.rows, chunk_ids=plan.ids), times)
+    with (
+        contextlib.closing(score_parts(users, rules, outputs, plan=plan, log=log)) as done,
+        log.progress(users.num_rows, what="users", already=counts.rows_in, times=outputs.times) as advance,
+    ):
+        for written in done:
+            counts += written
+            advance(written.rows_in)
+    return counts
+
+
+def score_parts(
+    users: Users, rules: ScoreRules, outputs: ScoreOutputs, *, plan: ChunkPlan, log: JobLog
+) -> Generator[ScoreCounts, None, None]:
+    """Score and write the parts that are not done.
+
+    Args:
+        users: as open_users gave it.
+        rules: what every chunk is scored by.
+        outputs: of the parts; its times say where the time went.
+        plan: as plan_run gave it.
+        log: hears of each part that is done.
+
+    Yields:
+        What a chunk counts, once it is written.
+
+    Raises:
+        DataError: a row that the rules refuse, or a broken input.
+    """
+    chunks = _timed(read_chunks(users, outputs.missing, chunk_rows=plan.rows, chunk_ids=plan.ids), outputs.times)
     work = functools.partial(score_named_chunk, rules=rules)
     scored = map_in_order(work, chunks, threads=plan.threads, waiting=plan.waiting)
     with (
         ended(scored),
         contextlib.closing(outputs.write(scored, writers=plan.writers, most=plan.writing, log=log)) as done,
-        log.progress(users.num_rows, what="users", already=counts.rows_in, times=times) as advance,
     ):
-        for written in done:
-            counts += written
-            advance(written.rows_in)
-    _check_account(users, counts)
-    return counts
+        yield from done
 
 
 def score_named_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
@@ -96,15 +118,26 @@ def score_named_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
         return score_chunk(chunk, rules)
 
 
-def group_rows(rules: ScoreRules) -> int:
-    """Rows of a row group of the output; no matter how big chunks are, for the bytes depend on it."""
-    return _LONG_GROUP_ROWS if "rank" in rules.schema.names else rules.ranker.users_at_once(CHUNK_ROWS)
+def row_schemas(candidates: pa.Schema, bad_rows: pa.Schema, *, top_k: int) -> RowSchemas:
+    """Add the rows of row groups to the columns: no matter how big chunks are, for the bytes depend on them.
+
+    Args:
+        candidates: of the output.
+        bad_rows: of the rows set aside.
+        top_k: length of the lists, never above the number of items.
+    """
+    rows = _LONG_GROUP_ROWS if "rank" in candidates.names else users_at_once(CHUNK_ROWS, top_k=top_k)
+    return RowSchemas(candidates, rows, bad_rows, CHUNK_ROWS)
 
 
-def _plan(
+def plan_run(
     users: Users, rules: ScoreRules, missing: list[UserPart], *, threads: int | None, bound: MemoryBound
 ) -> ChunkPlan:
-    """Cut what is missing so that the job stays within its memory."""
+    """Cut the parts that are not done so that the job stays within its memory.
+
+    Raises:
+        DataError: not even the smallest chunks fit.
+    """
     workers, model, top_k = threads or usable_cores(), rules.ranker.model, rules.ranker.top_k
     sizes = RowSizes(
         user_id=id_bytes(users.schema.field(users.columns.user_id).type),
@@ -138,8 +171,12 @@ def _timed(chunks: Iterator[UserChunk], times: StageTimes) -> Iterator[UserChunk
         yield chunk
 
 
-def _check_account(users: Users, counts: ScoreCounts) -> None:
-    """Refuse to finish an output that lacks a row."""
+def check_account(users: Users, counts: ScoreCounts) -> None:
+    """Refuse to finish an output that lacks a row.
+
+    Raises:
+        DataError: rows are not accounted for.
+    """
     if not users.num_rows == counts.rows_in == counts.rows_out + counts.rows_diverted:
         raise DataError(
             f"input {users.source}: {users.num_rows} rows, {counts.rows_in} read, {counts.rows_out} scored and "

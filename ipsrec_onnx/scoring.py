@@ -12,22 +12,23 @@ says of itself.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ipsrec_onnx.candidates import Layout
-from ipsrec_onnx.card_opening import kind_of_gpus
 from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
-from ipsrec_onnx.job_description import describe_job
+from ipsrec_onnx.job_description import describe_job, machine_kind
 from ipsrec_onnx.job_folder import open_job_folder, refuse_unfinished_job
 from ipsrec_onnx.memory_plan import memory_bound, refuse_big_model
 from ipsrec_onnx.model_file import model_file_bytes, model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs, refuse_report
 from ipsrec_onnx.progress import JobLog
+from ipsrec_onnx.ray_engine import EngineName, RayOptions, check_engine, connect
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.run_report import refuse_without_libraries
 from ipsrec_onnx.score_job import ScoreJob, account_of, do_work, finished_work, whole_work, with_report
@@ -63,6 +64,10 @@ def score(
     gpus: Sequence[int] = (0,),
     search: SearchName = "auto",
     threads: int | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: int = 1,
     report: str | Path | None = None,
     max_memory: int | None = None,
     resume: bool = False,
@@ -104,7 +109,13 @@ def score(
         gpus: numbers of the GPUs, with device "cuda": chunks of users are shared out to them.
         search: what searches on them: "triton" (needs the extra `triton`), "onnx" (ONNX Runtime alone) or "cpu";
             "auto" takes the first that the machine can. The lists are the same with each.
-        threads: worker threads; all usable cores by default, or fewer where memory is short.
+        threads: worker threads; all usable cores by default, or fewer where memory is short. With engine "ray", those
+            of a worker; by default its share of the cluster's CPUs.
+        engine: "local" scores in this process; "ray" has the workers of a Ray cluster score, to the same bytes. All of
+            them must reach the model, the input and the output by the same names.
+        address: of the cluster, "auto" for the one that this machine is part of; None starts Ray on this machine alone.
+        workers: of the cluster, side by side; one a machine by default, or one for each gpus_per_worker GPUs.
+        gpus_per_worker: GPUs of a worker, with device "cuda".
         report: write a page about the job here (HTML); looks once more over the candidates. Needs the extra `report`.
         max_memory: bytes of memory that the job may have; most of what the machine has free by default. Chunks get
             smaller to fit; the output's bytes stay the same.
@@ -119,7 +130,8 @@ def score(
             memory. Nothing is left behind but the parts that are done, for resume.
         ModelFileError: the model file cannot be used.
         ExecutionProviderError: the device, or what its search needs, is not there.
-        ModuleNotFoundError: faiss, which approximate needs, is not installed.
+        EngineError: there is no such cluster, it has no room for the workers, or it lost them.
+        ModuleNotFoundError: faiss, which approximate needs, or ray is not installed.
         ValueError: an option has a value that it cannot have.
     """
     started = time.perf_counter()
@@ -136,7 +148,9 @@ def score(
         encoder=encoder,
         device=device,
     )
-    cards = check_cards(options, CardOptions(tuple(gpus), search))
+    on_ray = check_engine(engine, RayOptions(address, workers, gpus_per_worker), gpus)
+    of_worker = tuple(gpus) if on_ray is None or device == "cpu" else on_ray.gpus(device)
+    cards = check_cards(options, CardOptions(of_worker, search), here=on_ray is None)
     check_positive("threads", threads)
     check_positive("max_memory", max_memory)
     bound = memory_bound(max_memory)
@@ -149,46 +163,48 @@ def score(
     check_id_kinds(users.schema, users.columns, model_file.catalog, where=users.files[0].path)
     items = allowed_items(model_file.catalog, allow_items=allow_items, deny_items=deny_items)
     sha256 = model_file_sha256(model)
-    description = describe_job(
-        users,
-        model_sha256=sha256,
-        options=asdict(options),
-        allowed=items.allowed,
-        as_folder=targets.as_folder,
-        gpu=kind_of_gpus(cards.gpus) if device == "cuda" else None,
-    )
     log = JobLog(show=progress, as_json=log_json)
-    log.event(
-        "job_begun",
-        model=str(model),
-        model_sha256=sha256,
-        input=str(source),
-        output=str(output),
-        rows=users.num_rows,
-        options=asdict(options),
-        resume=resume,
-    )
-    job = ScoreJob(
-        options=options,
-        targets=targets,
-        users=users,
-        model_file=model_file,
-        sha256=sha256,
-        items=items,
-        description=description,
-        bound=bound,
-        cards=cards,
-        threads=threads,
-        overwrite=overwrite,
-        log=log,
-        started=started,
-    )
-    work = finished_work(job) if resume else None
-    if work is None:
-        with open_job_folder(targets, description, resume=resume, overwrite=overwrite) as folder:
-            work = whole_work(folder, job)
-            if work is None:
-                work = do_work(folder, job, index_cache=index_cache)
+    with contextlib.ExitStack() as joined:
+        cluster = None if on_ray is None else joined.enter_context(connect(on_ray, device=device, threads=threads))
+        job = ScoreJob(
+            options=options,
+            targets=targets,
+            users=users,
+            model_file=model_file,
+            sha256=sha256,
+            items=items,
+            description=describe_job(
+                users,
+                model_sha256=sha256,
+                options=asdict(options),
+                allowed=items.allowed,
+                as_folder=targets.as_folder,
+                machine=machine_kind(cards.gpus if device == "cuda" else None) if cluster is None else cluster.machine,
+            ),
+            bound=bound,
+            cards=cards,
+            threads=threads,
+            overwrite=overwrite,
+            log=log,
+            started=started,
+        )
+        log.event(
+            "job_begun",
+            model=str(model),
+            model_sha256=sha256,
+            input=str(source),
+            output=str(output),
+            rows=users.num_rows,
+            options=asdict(options),
+            engine=engine,
+            resume=resume,
+        )
+        work = finished_work(job) if resume else None
+        if work is None:
+            with open_job_folder(targets, job.description, resume=resume, overwrite=overwrite) as folder:
+                work = whole_work(folder, job)
+                if work is None:
+                    work = do_work(folder, job, index_cache=index_cache, cluster=cluster)
     done = account_of(job, work, output=str(output))
     if report is not None:
         done = with_report(done, report, job, work, overwrite=overwrite or resume)

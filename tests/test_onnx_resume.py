@@ -221,12 +221,11 @@ def test_two_jobs_on_one_output_the_second_is_refused(job: Job, tmp_path: Path) 
 
 def test_a_finished_job_has_nothing_to_do(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_chunks, "PART_ROWS", crashes.PART_ROWS)
-    for module in ("score_job", "score_run"):
-        monkeypatch.setattr(f"ipsrec_onnx.{module}.CHUNK_ROWS", crashes.CHUNK_ROWS)
+    monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", crashes.CHUNK_ROWS)
     arguments = job.in_folder(tmp_path / "o", resume=True)
     first = score(**arguments)
     assert first.resumed_rows == 0 and crashes.everything(tmp_path / "o") == job.expected
-    monkeypatch.setattr("ipsrec_onnx.score_job.open_ranker", None)  # it is not even built
+    monkeypatch.setattr("ipsrec_onnx.job_rules.open_ranker", None)  # it is not even built
     again = score(**arguments)
     assert (again.counts, again.resumed_rows) == (first.counts, 3000)
     assert crashes.everything(tmp_path / "o") == job.expected
@@ -280,7 +279,7 @@ def test_input_that_changes_meanwhile_is_refused(job: Job, tmp_path: Path, monke
         pq.write_table(pa.concat_tables([rows, rows]), tmp_path / "users" / "b.parquet")
         return open_ranker(*positional, **named)
 
-    monkeypatch.setattr("ipsrec_onnx.score_job.open_ranker", build_and_change)
+    monkeypatch.setattr("ipsrec_onnx.job_rules.open_ranker", build_and_change)
     with pytest.raises(DataError, match=r"b\.parquet: changed while the job ran"):
         score(**job.in_folder(tmp_path / "o", source=str(tmp_path / "users")))
     assert all(name.startswith(".") for name in crashes.everything(tmp_path / "o"))  # the part of the other file
@@ -359,7 +358,7 @@ def test_what_somebody_makes_meanwhile_is_not_replaced(
             output.write_text("mine")
         return open_ranker(*positional, **named)
 
-    monkeypatch.setattr("ipsrec_onnx.score_job.open_ranker", build_and_disturb)
+    monkeypatch.setattr("ipsrec_onnx.job_rules.open_ranker", build_and_disturb)
     with pytest.raises(DataError, match="exists already"):
         score(**arguments)
     assert ((output / "thesis.txt") if output.is_dir() else output).read_text() == "mine"

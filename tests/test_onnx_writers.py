@@ -35,8 +35,7 @@ NUM_USERS = 2_300
 def job(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """2,300 users in two files, in seven parts of 400 at most and chunks of 100; some rows are malformed."""
     monkeypatch.setattr(user_chunks, "PART_ROWS", 400)
-    for module in ("score_job", "score_run"):
-        monkeypatch.setattr(f"ipsrec_onnx.{module}.CHUNK_ROWS", 100)
+    monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", 100)
     model: TinyModel = write_model_file(tmp_path / "model.onnx", num_items=300)
     users = random_users(model, rng, NUM_USERS)
     nobody = pa.array(np.arange(NUM_USERS) % 97 == 5)

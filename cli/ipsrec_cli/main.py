@@ -147,6 +147,7 @@ def _refusal(error: Exception) -> str:
 EXTRA_OF = {
     "onnxruntime": "cpu",
     "faiss": "approximate",
+    "ray": "ray",
     "torch": "train",
     "onnx": "train",
     "onnxscript": "train",

@@ -121,6 +121,28 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @threads_option
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="This process, or the workers of a Ray cluster; the bytes are the same. Needs ray.",
+)
+@click.option(
+    "--address", help="With --engine ray: of the cluster; auto for this machine's.  [default: Ray on this machine]"
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="With --engine ray: sessions side by side.  [default: one a machine, or one for each --gpus-per-worker GPUs]",
+)
+@click.option(
+    "--gpus-per-worker",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="With --engine ray and --device cuda: GPUs of a worker.",
+)
+@click.option(
     "--report", help="Page about the job to write, HTML in one file. Needs jinja2 and matplotlib.  [default: none]"
 )
 @max_memory_option
@@ -153,6 +175,10 @@ def score(
     gpus: tuple[int, ...],
     search: Literal["auto", "cpu", "triton", "onnx"],
     threads: int | None,
+    engine: Literal["local", "ray"],
+    address: str | None,
+    workers: int | None,
+    gpus_per_worker: int,
     report: str | None,
     max_memory: int | None,
     resume: bool,
@@ -193,6 +219,10 @@ def score(
         gpus=gpus,
         search=search,
         threads=threads,
+        engine=engine,
+        address=address,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
         report=report,
         max_memory=max_memory,
         resume=resume,

@@ -1,0 +1,147 @@
+"""Scores single parts of a job in a process that did not open it: a worker of an engine, perhaps on another machine.
+
+It has its own session and its own laid out items, runs the code of a job in one process, and writes the parts itself;
+what goes back is an account of each.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ipsrec_onnx.approximate_recall import Recall
+from ipsrec_onnx.card_search import SearchCounts
+from ipsrec_onnx.cards import CardOptions
+from ipsrec_onnx.errors import DataError, EngineError
+from ipsrec_onnx.filters import AllowedItems
+from ipsrec_onnx.job_description import first_difference, machine_kind
+from ipsrec_onnx.job_folder import JobFolder
+from ipsrec_onnx.job_rules import open_rules
+from ipsrec_onnx.manifest import part_entry
+from ipsrec_onnx.memory_plan import memory_bound
+from ipsrec_onnx.model_file import model_file_sha256, open_model_file
+from ipsrec_onnx.output_paths import OutputPaths
+from ipsrec_onnx.progress import JobLog
+from ipsrec_onnx.score_counts import ScoreCounts
+from ipsrec_onnx.score_options import ScoreOptions
+from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
+from ipsrec_onnx.score_run import plan_run, score_parts
+from ipsrec_onnx.user_chunks import UserPart
+from ipsrec_onnx.users import Users
+
+
+@dataclass(frozen=True, eq=False)
+class PartsJob:
+    """What a worker has to know of a job; it can be pickled.
+
+    Attributes:
+        model: the model file.
+        sha256: of it.
+        machine: the kind of machine that scores, as machine_kind gives it; workers of another kind refuse.
+        options: of scoring.
+        users: who is scored.
+        items: that may be recommended.
+        schemas: of what is written.
+        folder: of the job.
+        targets: where its results go.
+        cards: which GPUs of the worker, and what searches on them.
+        threads: of a worker.
+        max_memory: bytes that a worker may have; None for its share of what its machine has free.
+        share: of a machine's memory that is a worker's.
+        index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
+    """
+
+    model: str
+    sha256: str
+    machine: dict[str, Any]
+    options: ScoreOptions
+    users: Users
+    items: AllowedItems
+    schemas: RowSchemas
+    folder: Path
+    targets: OutputPaths
+    cards: CardOptions
+    threads: int
+    max_memory: int | None
+    share: float
+    index_cache: str | Path | None
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """The account of a part whose files are there.
+
+    Attributes:
+        part: which one.
+        counts: of its rows and ids.
+        entry: of its file, as the manifest has it; None where the candidates become one file.
+        cpu_s: processor seconds of each stage; none of a part that was done before.
+        searched: how often a GPU's search was enough; None where the CPU searched.
+        recall: how good approximate lists are; None for exact ones.
+    """
+
+    part: UserPart
+    counts: ScoreCounts
+    entry: dict[str, Any] | None
+    cpu_s: dict[str, float]
+    searched: SearchCounts | None
+    recall: Recall | None
+
+
+class PartWorker:
+    """Opens a job and scores the parts that it is given, one after another.
+
+    Raises:
+        EngineError: this machine is of another kind than the job's, and would round in ways of its own.
+        DataError: the model file is another one than the job's.
+        IpsrecError: as open_rules.
+    """
+
+    def __init__(self, job: PartsJob) -> None:
+        gpus = job.cards.gpus if job.options.device == "cuda" else None
+        found = machine_kind(gpus)
+        if found != job.machine:
+            raise EngineError(
+                f"a worker's machine would round differently from the others: {first_difference(job.machine, found)}; "
+                "take machines of one kind, with the same packages"
+            )
+        if model_file_sha256(job.model) != job.sha256:
+            raise DataError(f"model {job.model}: a worker finds another file there; give all machines the same")
+        self._job, model_file = job, open_model_file(job.model)
+        self._rules, self._recall = open_rules(
+            model_file, job.sha256, job.options, job.items, job.users, cards=job.cards, index_cache=job.index_cache
+        )
+        self._folder = JobFolder(job.folder, job.targets)
+        self._bound = memory_bound(job.max_memory, share=job.share)
+        self._plan = functools.cache(self._plan_part)
+
+    def score(self, part: UserPart) -> PartDone:
+        """Score a part and write its files; where they are there, look through them.
+
+        Raises:
+            IpsrecError: as score_parts; or the files that are there are broken.
+        """
+        before = self._searched()
+        outputs = ScoreOutputs(self._folder, [part], self._job.schemas, parts_alone=True)
+        plan = self._plan(part.num_rows)
+        written = score_parts(self._job.users, self._rules, outputs, plan=plan, log=JobLog(show=False))
+        counts = sum(written, sum(outputs.done.values(), ScoreCounts()))
+        after = self._searched()
+        return PartDone(
+            part=part,
+            counts=counts,
+            entry=part_entry(self._folder, self._job.users, part) if self._job.targets.as_folder else None,
+            cpu_s=dict(outputs.times.cpu_s),
+            searched=None if before is None or after is None else after - before,
+            recall=self._recall,
+        )
+
+    def _plan_part(self, num_rows: int) -> Any:
+        part = UserPart(0, 0, num_rows)
+        return plan_run(self._job.users, self._rules, [part], threads=self._job.threads, bound=self._bound)
+
+    def _searched(self) -> SearchCounts | None:
+        search = self._rules.ranker.card_search
+        return None if search is None else search.counts()

@@ -1,0 +1,295 @@
+"""Runs the parts of a job on a Ray cluster: Ray Data places them, sends them again where a worker dies, and ends it.
+
+Nothing of that is ours. The driver gives Ray Data the list of parts; actors hold a PartWorker each, which writes the
+parts itself and gives back an account; so the driver holds none of the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+
+from ipsrec_onnx.broken_work import describe_error
+from ipsrec_onnx.cards import DEFAULT_CARDS
+from ipsrec_onnx.cores import usable_cores
+from ipsrec_onnx.errors import EngineError, IpsrecError
+from ipsrec_onnx.job_description import machine_kind
+from ipsrec_onnx.part_worker import PartDone, PartsJob, PartWorker
+from ipsrec_onnx.score_options import check_positive
+from ipsrec_onnx.session import Device
+from ipsrec_onnx.user_chunks import UserPart
+
+# A part that has killed its worker so often would kill the next one, too.
+_MOST_DEATHS: Final = 3
+_CONNECT_S: Final = 10.0
+_OBJECT_STORE_BYTES: Final = 256 << 20  # of a Ray that is started here: parts' names go through it, and accounts
+_QUIET: Final = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what goes wrong is raised as well
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+EngineName = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Which cluster, and how much of it.
+
+    Attributes:
+        address: of a running cluster, "auto" for the one that this machine is part of; None starts Ray on this machine
+            alone, and ends it after the job.
+        workers: sessions side by side; None for one a machine, or one for each gpus_per_worker GPUs.
+        gpus_per_worker: GPUs of a worker, with device "cuda".
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive("workers", self.workers)
+        check_positive("gpus_per_worker", self.gpus_per_worker)
+
+    def gpus(self, device: Device) -> tuple[int, ...]:
+        """Numbers of a worker's GPUs, as the worker sees them; none where the CPU scores."""
+        return tuple(range(self.gpus_per_worker)) if device == "cuda" else ()
+
+
+def check_engine(engine: EngineName, options: RayOptions, gpus: Sequence[int]) -> RayOptions | None:
+    """Give the options of Ray, or None for a job in this process.
+
+    Args:
+        engine: "local" or "ray".
+        options: of Ray.
+        gpus: numbers of GPUs, as a job in this process has them.
+
+    Raises:
+        EngineError: options of Ray are given for another engine, or the other way round.
+        ValueError: the engine is unknown.
+    """
+    if engine not in get_args(EngineName):
+        raise ValueError(f"engine is {engine!r}, expected one of {get_args(EngineName)}")
+    if engine == "ray":
+        if tuple(gpus) != DEFAULT_CARDS.gpus:
+            raise EngineError("--gpus numbers the GPUs of this machine, found --engine ray; use --gpus-per-worker")
+        return options
+    if options != RayOptions():
+        raise EngineError(
+            "--address, --workers and --gpus-per-worker are about a cluster, found --engine local; add --engine ray, "
+            "or leave them out"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A cluster that this process has joined; made by connect.
+
+    Attributes:
+        workers: sessions side by side.
+        threads: of each.
+        gpus: of each; none where the CPU scores.
+        share: of a machine's memory that is a worker's.
+        machine: the kind of machine that the workers run on, as machine_kind gives it.
+    """
+
+    workers: int
+    threads: int
+    gpus: tuple[int, ...]
+    share: float
+    machine: dict[str, Any]
+
+    def score(self, job: PartsJob, parts: Sequence[UserPart]) -> Iterator[PartDone]:
+        """Have workers score parts, or look through those that are done; accounts come in the order of the parts.
+
+        Args:
+            job: what is to be done.
+            parts: one or more.
+
+        Raises:
+            IpsrecError: the first one, in the order of the parts, that a worker raised; all parts before it are done.
+            EngineError: Ray lost a worker too often, or breaks down.
+        """
+        import ray.data
+        import ray.exceptions
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context.execution_options.preserve_order = True
+        numbers = [{"part": list(part)} for part in parts]
+        results = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+            _Actor,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(parts))),
+            num_cpus=self.threads,
+            num_gpus=len(self.gpus),
+            max_restarts=-1,
+            max_task_retries=_MOST_DEATHS,
+        )
+        with _ray_errors():
+            for row in results.iter_rows():
+                done = row["done"]
+                if isinstance(done, IpsrecError):
+                    raise done
+                yield done
+
+
+@contextlib.contextmanager
+def connect(options: RayOptions, *, device: Device, threads: int | None) -> Iterator[RayCluster]:
+    """Join a cluster, or start Ray on this machine, while the block runs; one that has been joined before stays joined.
+
+    Args:
+        options: which cluster.
+        device: where users are encoded and items searched.
+        threads: of a worker; None for its share of the CPUs.
+
+    Raises:
+        EngineError: there is no such cluster, or it has no room for the workers.
+        ModuleNotFoundError: Ray is not installed.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    gpus = options.gpus(device)
+    joined = ray.is_initialized()
+    if not joined:
+        _start(ray, options, threads=threads)
+    try:
+        yield _cluster(ray, options, threads=threads, gpus=gpus)
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _start(module: Any, options: RayOptions, *, threads: int | None) -> None:
+    """Join the cluster of an address, or start Ray here with as many CPUs as the workers have threads."""
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    workers = options.workers or 1
+    here = {
+        "num_cpus": workers * (threads or max(1, usable_cores() // workers)),
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+    }
+    try:
+        _refuse_unreachable(options.address)
+        with _silent_stderr():
+            module.init(address=options.address or "local", **quiet, **({} if options.address else here))
+    except (OSError, RuntimeError, ValueError) as error:
+        wanted = "Ray cannot be started here" if options.address is None else f"--address {options.address}"
+        raise EngineError(
+            f"{wanted}: {_in_one_line(error)}; start a cluster with `ray start --head`, or leave --address out"
+        ) from error
+
+
+def _refuse_unreachable(address: str | None) -> None:
+    """Ask for a connection before Ray does, which tries for minutes and then ends the process.
+
+    Raises:
+        OSError, ValueError: nobody answers there.
+    """
+    if address is None or address == "auto":
+        return
+    if address.startswith("ray://"):
+        raise ValueError("ray:// is for drivers outside of the cluster, found a driver of data: run it on the cluster")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdigit()):
+        raise ValueError("expected host:port, or auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+
+
+def _cluster(module: Any, options: RayOptions, *, threads: int | None, gpus: tuple[int, ...]) -> RayCluster:
+    """See what the cluster has, and cut it into workers.
+
+    Raises:
+        EngineError: it has too little.
+    """
+    found = [node["Resources"] for node in module.nodes() if node["Alive"]]
+    nodes = [node for node in found if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= len(gpus)]
+    if not nodes:
+        wanted = f"{len(gpus)} GPUs" if gpus else "a CPU"
+        raise EngineError(f"--engine ray: no machine of the cluster has {wanted}; add one, or leave --engine ray out")
+    cpus = [int(node["CPU"]) for node in nodes]
+    most = [int(node["GPU"]) // len(gpus) for node in nodes] if gpus else cpus  # workers of each, but for its CPUs
+    workers = options.workers or (sum(most) if gpus else len(nodes))
+    threads = threads or max(1, min(max(cpus), sum(cpus) // workers))
+    room = sum(min(cpu // threads, slots) for cpu, slots in zip(cpus, most, strict=True))
+    if room < workers:
+        wanted = f"{threads} threads" + (f" and {len(gpus)} GPUs" if gpus else "")
+        raise EngineError(
+            f"--workers {workers}: the cluster has room for {room} workers of {wanted}; take fewer --workers or "
+            "--threads, or a larger cluster"
+        )
+    with _ray_errors():
+        kind = module.remote(machine_kind).options(num_cpus=1, num_gpus=len(gpus))
+        machine = module.get(kind.remote(gpus or None))
+    return RayCluster(workers, threads, gpus, 1.0 / -(-workers // len(nodes)), machine)
+
+
+class _Actor:
+    """What Ray Data starts; errors go back as values, so that the first one in the order of the parts is raised."""
+
+    def __init__(self, job: PartsJob) -> None:
+        self._worker = functools.cache(lambda: PartWorker(job))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        part = UserPart(*(int(number) for number in batch["part"][0]))
+        try:
+            done: PartDone | IpsrecError = self._worker().score(part)
+        except IpsrecError as error:
+            done = error
+        except Exception as error:
+            done = describe_error(error, where=f"part of file {part.file} from row {part.first_row}")
+        return {"done": np.array([done], object)}
+
+
+@contextlib.contextmanager
+def _ray_errors() -> Iterator[None]:
+    """Say in one line what Ray raises.
+
+    Raises:
+        EngineError: it did.
+    """
+    import ray.exceptions
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise EngineError(
+            f"Ray gave up: {_in_one_line(error)}; what is done stays for --resume. A worker that is killed again and "
+            "again has too little memory: give fewer --workers or --max-memory"
+        ) from error
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what is written to stderr: Ray's own log speaks of its level there, and stderr may be JSON lines."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,261 @@
+"""Jobs on a Ray cluster: the bytes of a job in one process, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import crashes
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from model_files import write_model_file
+from test_onnx_scoring import random_users
+
+from ipsrec_onnx import user_chunks
+from ipsrec_onnx.errors import DataError, EngineError
+from ipsrec_onnx.job_description import machine_kind
+from ipsrec_onnx.ray_engine import RayCluster, RayOptions, connect
+from ipsrec_onnx.scoring import score
+
+PART_ROWS, NUM_USERS = 300, 5_000
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = [".", "kernels", "gpu", "train", "export", "experiment", "cli"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One that all tests here join: four CPUs by its own word."""
+    with connect(RayOptions(workers=4), device="cpu", threads=1):
+        yield
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_chunks, "PART_ROWS", PART_ROWS)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """5,000 users in two files, some rows malformed, some users cold."""
+    folder = tmp_path_factory.mktemp("inputs")
+    rng = np.random.default_rng(7)
+    model = write_model_file(folder / "model.onnx", num_items=3_000, with_history_terms=True)
+    users = random_users(model, rng, NUM_USERS)
+    nobody = pa.array(np.arange(NUM_USERS) % 97 == 5)
+    history = users["item_history"].combine_chunks()
+    history = pa.ListArray.from_arrays(history.offsets, history.values, mask=nobody)
+    users = users.set_column(users.schema.get_field_index("item_history"), "item_history", history)
+    (folder / "users").mkdir()
+    pq.write_table(users.slice(0, 3_100), folder / "users" / "a.parquet", row_group_size=700)
+    pq.write_table(users.slice(3_100), folder / "users" / "b.parquet")
+    return {"model": str(model.path), "source": str(folder / "users"), "top_k": 20, "bad_rows": "divert"}
+
+
+@pytest.fixture
+def expected(inputs: dict[str, Any], small_parts: None, tmp_path: Path) -> dict[str, bytes]:
+    """What a job in this process writes into a folder."""
+    (tmp_path / "local").mkdir()
+    score(**inputs, output=f"{tmp_path}/local/candidates/", threads=1)
+    return crashes.everything(tmp_path / "local")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_job_writes_the_same_bytes_with_any_number_of_workers(
+    cluster: None, inputs: dict[str, Any], expected: dict[str, bytes], tmp_path: Path, workers: int
+) -> None:
+    (tmp_path / "ray").mkdir()
+    done = score(**inputs, output=f"{tmp_path}/ray/candidates/", engine="ray", workers=workers, threads=1)
+    assert crashes.everything(tmp_path / "ray") == expected
+    assert done.counts.rows_in == NUM_USERS and done.counts.rows_diverted == len(range(5, NUM_USERS, 97))
+    assert done.resumed_rows == 0 and done.cpu_s["retrieve"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["list", "long"])
+def test_one_file_is_the_same_too(
+    cluster: None, inputs: dict[str, Any], small_parts: None, tmp_path: Path, layout: str
+) -> None:
+    for name, engine in (("local", {}), ("ray", {"engine": "ray", "workers": 2})):
+        (tmp_path / name).mkdir()
+        score(**inputs, layout=layout, output=tmp_path / name / "c.parquet", threads=1, **engine)
+    assert crashes.everything(tmp_path / "ray") == crashes.everything(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(
+    cluster: None, inputs: dict[str, Any], expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "ray").mkdir()
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed:
+            if len(list(tmp_path.glob("ray/*.job/parts/*.parquet"))) >= 2:
+                killed.append(next(iter(actors())))
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    done = score(**inputs, output=f"{tmp_path}/ray/candidates/", engine="ray", workers=2, threads=1)
+    assert killed
+    killer.join()
+    assert crashes.everything(tmp_path / "ray") == expected
+    assert done.counts.rows_in == NUM_USERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "local"])
+def test_a_driver_that_is_killed_leaves_its_parts_to_another(
+    inputs: dict[str, Any], expected: dict[str, bytes], tmp_path: Path, engine: str
+) -> None:
+    (tmp_path / "ray").mkdir()
+    output = f"{tmp_path}/ray/candidates/"
+    on_ray = {"engine": "ray", "workers": 2, "threads": 1}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, json.dumps({**inputs, **on_ray, "output": output})], env=environment()
+    )
+    parts = list[Path]()
+    while driver.poll() is None and len(parts) < 3:
+        parts = list(tmp_path.glob("ray/*.job/parts/*.parquet"))
+        time.sleep(0.01)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL  # else it was done before
+    assert len(parts) < len(range(0, NUM_USERS, PART_ROWS))
+    resumed = on_ray if engine == "ray" else {"threads": 2}
+    with ray_ended():
+        done = score(**inputs, output=output, resume=True, **resumed)
+    assert crashes.everything(tmp_path / "ray") == expected
+    assert 3 * PART_ROWS <= done.resumed_rows < NUM_USERS
+
+
+@pytest.mark.slow
+def test_the_first_error_in_the_order_of_the_rows_is_the_one(
+    cluster: None, inputs: dict[str, Any], small_parts: None, tmp_path: Path
+) -> None:
+    messages = []
+    for engine in ({}, {"engine": "ray", "workers": 2}):
+        arguments = {**inputs, "bad_rows": "error", "output": f"{tmp_path}/candidates/"}
+        with pytest.raises(DataError) as refused:
+            score(**arguments, threads=1, overwrite=True, **engine)
+        messages.append(str(refused.value))
+    assert messages[0] == messages[1]
+    assert "a.parquet, row group 0, row 5" in messages[0]
+    assert not (tmp_path / "candidates").exists()
+
+
+def test_a_cluster_that_is_too_small_is_refused(cluster: None, inputs: dict[str, Any], tmp_path: Path) -> None:
+    for workers, threads, room in ((5, 1, 4), (3, 2, 2), (1, 8, 0)):
+        with pytest.raises(
+            EngineError, match=f"--workers {workers}: the cluster has room for {room} workers of {threads} threads"
+        ):
+            score(**inputs, output=tmp_path / "c.parquet", engine="ray", workers=workers, threads=threads)
+    with pytest.raises(EngineError, match="no machine of the cluster has 2 GPUs"):
+        score(**inputs, output=tmp_path / "c.parquet", engine="ray", device="cuda", gpus_per_worker=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cluster_is_cut_into_workers_by_its_machines(cluster: None) -> None:
+    with connect(RayOptions(), device="cpu", threads=None) as one:
+        assert (one.workers, one.threads, one.gpus, one.share) == (1, 4, (), 1.0)
+    with connect(RayOptions(workers=3), device="cpu", threads=None) as three:
+        assert (three.workers, three.threads) == (3, 1)
+        assert three.share == pytest.approx(1 / 3)
+        assert three.machine == machine_kind(None)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("nobody", "expected host:port, or auto"),
+        ("ray://127.0.0.1:10001", "run it on the cluster"),
+        ("auto", "Could not find any running Ray instance"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(
+    inputs: dict[str, Any], tmp_path: Path, address: str, message: str
+) -> None:
+    said = rf"--address {address}: .*{message}.*start a cluster with `ray start"
+    with ray_ended(), pytest.raises(EngineError, match=said) as refused:
+        score(**inputs, output=tmp_path / "c.parquet", engine="ray", address=address)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 2}, "--address, --workers and --gpus-per-worker are about a cluster, found --engine local"),
+        ({"address": "auto"}, "add --engine ray, or leave them out"),
+        ({"engine": "ray", "gpus": (0, 1), "device": "cuda"}, "found --engine ray; use --gpus-per-worker"),
+    ],
+)
+def test_options_of_the_other_engine_are_refused(
+    inputs: dict[str, Any], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        score(**inputs, output=tmp_path / "c.parquet", **options)
+
+
+@pytest.mark.slow
+def test_a_machine_of_another_kind_is_refused(
+    cluster: None, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RayCluster.score
+
+    def score_as_if_elsewhere(self: RayCluster, job: Any, parts: Any) -> Any:
+        other = {**job.machine, "versions": {**job.machine["versions"], "pyarrow": "1.0"}}
+        return real(self, replace(job, machine=other), parts)
+
+    monkeypatch.setattr(RayCluster, "score", score_as_if_elsewhere)
+    with pytest.raises(EngineError, match=r"would round differently .* versions.pyarrow is \"1.0\""):
+        score(**inputs, output=tmp_path / "c.parquet", engine="ray")
+
+
+DRIVER = """
+import json, sys
+from ipsrec_onnx import user_chunks
+from ipsrec_onnx.scoring import score
+user_chunks.PART_ROWS = 300
+score(**json.loads(sys.argv[1]))
+"""
+
+
+def environment() -> dict[str, str]:
+    """In which a process of its own finds this checkout."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in FOLDERS)}
+
+
+@contextlib.contextmanager
+def ray_ended() -> Iterator[None]:
+    """Leave the cluster of the tests, where they have joined it, and join it again: for a test of joining another."""
+    joined = ray.is_initialized()
+    if joined:
+        ray.shutdown()
+    try:
+        yield
+    finally:
+        if joined:
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+
+
+def actors() -> Iterator[int]:
+    """Processes of workers, which Ray gives a name of what they do."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"ray::MapWorker" in (process / "cmdline").read_bytes():
+                yield int(process.name)
