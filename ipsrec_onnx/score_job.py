@@ -183,20 +183,20 @@ def _work_on_cluster(
     begun = ScoreOutputs(folder, parts, schemas)
     resumed_rows = sum(counts.rows_in for counts in begun.done.values())
     to_do = PartsJob(
-        model=str(job.model_file.path),
+        model=str(Path(job.model_file.path).absolute()),
         sha256=job.sha256,
         machine=cluster.machine,
         options=job.options,
-        users=job.users,
+        users=job.users.for_others(),
         items=job.items,
         schemas=schemas,
-        folder=folder.path,
+        folder=folder.path.absolute(),
         targets=job.targets,
         cards=job.cards,
         threads=cluster.threads,
         max_memory=job.bound.limit if job.bound.asked else None,
         share=cluster.share,
-        index_cache=index_cache,
+        index_cache=None if index_cache is None else Path(index_cache).absolute(),
     )
     job.log.event(
         "job_planned",

@@ -104,6 +104,12 @@ class Users:
         """Users in all files."""
         return sum(file.num_rows for file in self.files)
 
+    def for_others(self) -> Users:
+        """The same files by names that a process in another folder finds, too."""
+        if not isinstance(self.file_system, pafs.LocalFileSystem):
+            return self
+        return replace(self, files=[replace(file, path=str(Path(file.path).absolute())) for file in self.files])
+
     @property
     def most_ids_of_a_row(self) -> float:
         """Ids of a row in all its lists, on the average of the row group where it is highest."""

@@ -96,6 +96,23 @@ def test_one_file_is_the_same_too(
 
 
 @pytest.mark.slow
+def test_relative_names_are_those_of_the_driver(
+    cluster: None,
+    inputs: dict[str, Any],
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    arguments = {**inputs, "model": os.path.relpath(inputs["model"]), "source": os.path.relpath(inputs["source"])}
+    score(**arguments, output="candidates/", index_cache="laid_out", engine="ray", workers=1, threads=1)
+    found = crashes.everything(tmp_path / "elsewhere")
+    assert any(name.startswith("laid_out/") for name in found)
+    assert {name: data for name, data in found.items() if not name.startswith("laid_out")} == expected
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(
     cluster: None, inputs: dict[str, Any], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
