@@ -113,6 +113,20 @@ def best_items(scores, item_provider, *, top_k, allowed=None, seen=(), candidate
     return best
 
 
+def merge_lists(one, other, item_provider, *, top_k, max_per_provider=None):
+    """Two lists of (item_index, score) -> the list of both."""
+    scores = np.full(len(item_provider), -math.inf, np.float32)
+    for item, score in (*one, *other):
+        scores[item] = score
+    return best_items(
+        scores,
+        item_provider,
+        top_k=top_k,
+        candidates=[item for item, _ in (*one, *other)],
+        max_per_provider=max_per_provider,
+    )
+
+
 def full_row(scores, columns, history, weights):
     """A row of plain scores with bias and history terms, in float64; history is item_index, oldest first."""
     row = [float(score) for score in scores]

@@ -77,6 +77,7 @@ def build_item_table(
     item_provider: Int32Array,
     *,
     allowed: BoolArray | None,
+    items: range | None = None,
     path: Path | None = None,
     big_provider: int = BIG_PROVIDER,
 ) -> ItemTable:
@@ -86,12 +87,14 @@ def build_item_table(
         item_embeddings: (num_items + 1, dim) float32; row 0 belongs to PADDING and is not read.
         item_provider: (num_items + 1,) int32, provider_index of each item_index; 0 is "no provider".
         allowed: (num_items + 1,) bool, items that may be recommended; None allows all. PADDING never is.
+        items: item_index, one after the other, of which all others are as if not allowed: a shard of the catalog. Only
+            their embeddings are looked at, and memory grows with them. None for the whole catalog.
         path: how to scan; None for the fastest that this CPU and this dim can. Lists are the same with each.
         big_provider: allowed items from which a provider gets blocks of its own, 1 or more; likewise.
 
     Raises:
-        ValueError: a wrong dtype or shape, a negative provider_index, NaN or infinity in an item's embedding, or a
-            path that this CPU or dim cannot take.
+        ValueError: a wrong dtype or shape, a negative provider_index, NaN or infinity in an item's embedding, items
+            that are not in the catalog, or a path that this CPU or dim cannot take.
     """
     item_embeddings = check_array("item_embeddings", item_embeddings, dtype=np.float32, ndim=2)
     item_provider = check_array("item_provider", item_provider, dtype=np.int32)
@@ -106,16 +109,19 @@ def build_item_table(
         if len(array) != rows:
             raise ValueError(f"{name} has {len(array)} entries, expected {rows} as item_embeddings has rows")
     check_range("item_provider", item_provider, low=0, high=np.iinfo(np.int32).max - 1)
-    allowed[PADDING] = False
+    first, stop = (1, rows) if items is None else (items.start, items.stop)
+    if not 1 <= first <= stop <= rows or (items is not None and items.step != 1):
+        raise ValueError(f"items are {items}, expected a range inside 1..{rows - 1}")
+    allowed[:first] = False
+    allowed[stop:] = False
     embeddings = pad_dims(item_embeddings)
-    norms = np.zeros(rows, np.float64)
-    row_norms(embeddings, norms)
-    norms[PADDING] = 0.0
+    norms = np.zeros(stop - first, np.float64)
+    row_norms(embeddings[first:stop], norms)
     if not np.isfinite(norms).all():
-        row = int((~np.isfinite(norms)).argmax())
+        row = first + int((~np.isfinite(norms)).argmax())
         raise ValueError(f"item_embeddings[{row}] has NaN or infinity, expected finite numbers; train or export again")
-    items = np.flatnonzero(allowed).astype(np.int32)
-    by_norm = items[np.argsort(-norms[items], kind="stable")]
+    there = np.flatnonzero(allowed[first:stop]).astype(np.int32)
+    by_norm = there[np.argsort(-norms[there], kind="stable")] + np.int32(first)
     provider_offsets, provider_items = _items_by_provider(by_norm, item_provider)
     big_providers = np.flatnonzero(np.diff(provider_offsets) >= big_provider).astype(np.int32)
     parts = [by_norm, *(provider_items[provider_offsets[one] : provider_offsets[one + 1]] for one in big_providers)]
@@ -128,13 +134,13 @@ def build_item_table(
         item_at=item_at,
         provider_at=read_only(item_provider[item_at]),
         panels=read_only(panels),
-        block_norms=read_only(norms[item_at[::BLOCK_ITEMS]]),
+        block_norms=read_only(norms[item_at[::BLOCK_ITEMS] - first]),  # a block begins with an item
         block_units=read_only(units),
         block_errors=read_only(errors),
         block_sizes=read_only(sizes),
         provider_offsets=read_only(provider_offsets),
         provider_items=read_only(provider_items),
-        provider_norms=read_only(norms[provider_items]),
+        provider_norms=read_only(norms[provider_items - first]),
         big_providers=read_only(big_providers),
         big_blocks=read_only(np.cumsum([-(-len(part) // BLOCK_ITEMS) for part in parts])),
         dim=dim,

@@ -44,6 +44,7 @@ def retrieve(
     terms: HistoryTerms | None,
     candidates: Ragged | None,
     max_per_provider: int | None,
+    floors: Float32Array | None = None,
 ) -> BestLists:
     """Find each user's best items; exact, and the same whatever the other users of the call.
 
@@ -62,10 +63,12 @@ def retrieve(
         terms: history terms of the model. None: the score is the inner product.
         candidates: (B lists) the only item_index to choose from; any order. None: the whole table.
         max_per_provider: at most so many items of one provider; "no provider" has no limit. None: no limit.
+        floors: (B,) float32, scores that top_k items elsewhere reach, in a list under the same rules: lower ones are
+            not looked for. None: all are.
 
     Returns:
         item_index (B, top_k) int32, best first, PADDING past the end; scores (B, top_k) float32, 0 past the end;
-        counts (B,) int32, shorter than top_k only where nothing more was allowed.
+        counts (B,) int32, shorter than top_k only where nothing more was allowed, or reaches the floor.
 
     Raises:
         ValueError: a wrong dtype, shape or index; NaN or infinity in user_embedding or terms; terms without history.
@@ -79,8 +82,14 @@ def retrieve(
     choice = None
     if candidates is not None:
         choice = sorted_lists("candidates", candidates, num_users=num_users, high=num_items)
+    if floors is not None:
+        floors = check_array("floors", floors, dtype=np.float32)
+        if len(floors) != num_users or np.isnan(floors).any():
+            raise ValueError(
+                f"floors are of {len(floors)} users or have NaN, expected a number for each of {num_users}"
+            )
     best = empty_lists(num_users, top_k)
-    _retrieve(table, pad_dims(users), unwanted, checked_terms, choice, cap, best, with_terms=terms is not None)
+    _retrieve(table, pad_dims(users), unwanted, checked_terms, choice, cap, floors, best, with_terms=terms is not None)
     return best
 
 
@@ -112,6 +121,7 @@ def _retrieve(
     terms: CheckedTerms,
     choice: Ragged | None,
     cap: int,
+    floors: Float32Array | None,
     best: BestLists,
     *,
     with_terms: bool,
@@ -125,6 +135,8 @@ def _retrieve(
     filters = left_out(unwanted, terms.sorted_items, terms.sorted_providers, users_at_once=at_once)
     for first in range(0, len(users), at_once):
         some = first_lists(lists, min(at_once, len(users) - first))
+        if floors is not None:
+            some.floors[:] = floors[first : first + len(some.floors)]
         if choice is not None:
             _choose(table, users, first, unwanted, terms, choice, some, top_k, cap, slots)
         else:
