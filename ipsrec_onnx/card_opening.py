@@ -7,14 +7,26 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from onnxruntime import InferenceSession
 
-from ipsrec_kernels.item_table import ItemTable, items_by_norm
-from ipsrec_onnx.cards import Card, CardOptions, Cards, EncodingCard, EncodingCards, SearchName, memory_of_gpu
+from ipsrec_kernels.item_table import ItemTable, items_by_norm, row_norms
+from ipsrec_onnx.cards import (
+    Card,
+    CardOptions,
+    Cards,
+    EncodingCard,
+    EncodingCards,
+    SearchCard,
+    SearchName,
+    ShardedCards,
+    memory_of_gpu,
+)
 from ipsrec_onnx.errors import ExecutionProviderError
 from ipsrec_onnx.machine import gpu_names
 from ipsrec_onnx.model_file import ModelFile
-from ipsrec_onnx.onnx_card import OnnxCard, OnnxEncodingCard
+from ipsrec_onnx.onnx_card import OnnxCard, OnnxEncodingCard, OnnxSearchCard
 from ipsrec_onnx.onnx_rewrite import graph_with_table_input
 from ipsrec_onnx.session import Device, open_session, refuse_missing, run_bound
 from ipsrec_onnx.versions import how_to_install
@@ -42,11 +54,7 @@ def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, devi
     refuse_missing(device)
     by_norm, embeddings = items_by_norm(table), model.item_embeddings
     search = choose_search(options.search, dim=model.dim, num_items=len(by_norm), gpus=options.gpus)
-    graph = graph_with_table_input(model.path, (len(embeddings), model.dim))
-
-    def session(number: int, stream: int | None = None) -> InferenceSession:
-        return open_session(model.path, device=device, graph=graph, card=number, stream=stream)
-
+    session = _session_opener(model, device)
     if search == "triton":
         from ipsrec_gpu.card import TritonCard  # torch takes seconds to load
 
@@ -71,10 +79,83 @@ def open_cards(model: ModelFile, table: ItemTable, options: CardOptions, *, devi
 
         return Cards(model, {number: _opened(open_onnx_card, number) for number in options.gpus}, search=search)
 
-    def open_encoding_card(number: int) -> EncodingCard:
-        return OnnxEncodingCard(session(number), embeddings, device=device, card=number)
+    return EncodingCards(model, _encoding_cards(model, options.gpus, device))
 
-    return EncodingCards(model, {number: _opened(open_encoding_card, number) for number in options.gpus})
+
+def open_sharded_cards(
+    model: ModelFile, tables: Sequence[ItemTable], options: CardOptions, *, device: Device
+) -> EncodingCards | ShardedCards:
+    """Open a model whose catalog is cut into shards on some GPUs: the first one encodes, and all share the shards.
+
+    Args:
+        model: the opened model file.
+        tables: the items that may be recommended, of each shard.
+        options: which GPUs, and what searches.
+        device: as for open_cards.
+
+    Returns:
+        ShardedCards, or EncodingCards where the CPU is to search; then all GPUs encode.
+
+    Raises:
+        ExecutionProviderError, ModelFileError, OutOfMemoryError: as open_cards.
+    """
+    refuse_missing(device)
+    num_items = sum(len(items_by_norm(table)) for table in tables)
+    search = choose_search(options.search, dim=model.dim, num_items=num_items, gpus=options.gpus)
+    if search == "cpu":
+        return EncodingCards(model, _encoding_cards(model, options.gpus, device))
+    if search == "triton":
+        _refuse_missing_gpus(options.gpus, device)
+    searching = {}
+    for at, number in enumerate(options.gpus):
+        allowed = np.any([table.allowed for table in tables[at :: len(options.gpus)]], axis=0)
+        if allowed.any():
+            open_part = functools.partial(_open_search_card, model, allowed, search, device)
+            searching[number] = _opened(open_part, number)
+    return ShardedCards(model, _encoding_cards(model, options.gpus[:1], device), searching, search=search)
+
+
+def _open_search_card(
+    model: ModelFile, allowed: npt.NDArray[np.bool_], search: SearchName, device: Device, number: int
+) -> SearchCard:
+    """What one GPU has of the items: those that are allowed, (num_items + 1,) bool, one or more."""
+    if search == "onnx":
+        return OnnxSearchCard(model.item_embeddings, allowed, device=device, card=number)
+    from ipsrec_gpu.card import TritonSearchCard  # torch takes seconds to load
+
+    items = np.flatnonzero(allowed).astype(np.int32)
+    norms = np.zeros(len(items), np.float64)
+    embeddings = model.item_embeddings[items]
+    row_norms(embeddings, norms)
+    order = np.argsort(-norms, kind="stable")
+    item_provider = model.catalog.item_provider
+    return TritonSearchCard(
+        embeddings[order],
+        items[order],
+        item_provider[items[order]],
+        num_providers=int(item_provider.max()),
+        device="cpu" if device == "cpu" else f"cuda:{number}",
+    )
+
+
+def _session_opener(model: ModelFile, device: Device) -> Callable[..., InferenceSession]:
+    """Opens a session of the graph with item_embeddings as an input: (number of the GPU, handle of a stream)."""
+    graph = graph_with_table_input(model.path, (len(model.item_embeddings), model.dim))
+
+    def session(number: int, stream: int | None = None) -> InferenceSession:
+        return open_session(model.path, device=device, graph=graph, card=number, stream=stream)
+
+    return session
+
+
+def _encoding_cards(model: ModelFile, gpus: Sequence[int], device: Device) -> dict[int, EncodingCard]:
+    """GPUs that encode alone, by number."""
+    session = _session_opener(model, device)
+
+    def open_encoding_card(number: int) -> EncodingCard:
+        return OnnxEncodingCard(session(number), model.item_embeddings, device=device, card=number)
+
+    return {number: _opened(open_encoding_card, number) for number in gpus}
 
 
 def kind_of_gpus(gpus: Sequence[int]) -> str:

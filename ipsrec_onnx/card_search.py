@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ipsrec_kernels.best_list import BestLists
 from ipsrec_kernels.proposals import Proposals
 from ipsrec_kernels.weighed_providers import WeighedProviders
-from ipsrec_onnx.cards import Cards
+from ipsrec_onnx.cards import Cards, ShardedCards
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.stage_times import StageTimes
 
@@ -75,7 +75,7 @@ class CardSearch:
     What is fetched for each user grows while many have to be searched for again; the lists do not depend on it.
     """
 
-    def __init__(self, cards: Cards, *, top_k: int) -> None:
+    def __init__(self, cards: Cards | ShardedCards, *, top_k: int) -> None:
         self._cards, self._top_k = cards, top_k
         self._lock = threading.Lock()
         self._spare = _SPARE
@@ -112,7 +112,7 @@ class CardSearch:
         num_users, fetch = len(histories.lengths), self._fetch(num_seen)
         lists, vectors, certain = self._first(histories, weighed, fetch, from_proposals, times)
         again, on_cpu = np.flatnonzero(~certain), np.zeros(num_users, np.bool_)
-        at_once = max(1, MOST_FETCHED // (_WIDER * fetch))
+        at_once = max(1, MOST_FETCHED // self._cards.fetched(_WIDER * fetch))
         with times.stage("retrieve"):
             for first in range(0, len(again), at_once):
                 rows = again[first : first + at_once]
@@ -138,7 +138,7 @@ class CardSearch:
     ) -> tuple[BestLists, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Search once: lists, user embeddings, and (n,) bool, which lists are certain; so many users at a time."""
         num_users = len(histories.lengths)
-        at_once = max(1, MOST_FETCHED // fetch)
+        at_once = max(1, MOST_FETCHED // self._cards.fetched(fetch))
         parts = []
         for first in range(0, num_users, at_once):
             stop = min(first + at_once, num_users)

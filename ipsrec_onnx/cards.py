@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Final, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ipsrec_kernels.proposals import Proposals
+from ipsrec_kernels.proposals import Proposals, join_proposals
 from ipsrec_kernels.weighed_providers import WeighedProviders
 from ipsrec_onnx.encoding import PaddedBatch, padded_batches, refuse_no_numbers
 from ipsrec_onnx.errors import OutOfMemoryError
@@ -22,6 +23,7 @@ SearchName = Literal["auto", "cpu", "triton", "onnx"]
 
 # Rows of a batch on a GPU: from 4,096 on an H100 gains little (docs/gpu.md), and a batch that is not full is filled up.
 _BATCH: Final = 4096
+_STEP: Final = 32  # items that a shard is asked for are rounded up to this: shapes repeat
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ class Card(EncodingCard, Protocol):
         """Propose for (n, dim) float32 users."""
 
 
+class SearchCard(Protocol):
+    """What one GPU does that has some shards of a catalog; threads share it."""
+
+    def search(
+        self,
+        user_embedding: npt.NDArray[np.float32],
+        *,
+        fetch: int,
+        weighed: WeighedProviders | None,
+        every_group: bool,
+    ) -> Proposals:
+        """Propose for (n, dim) float32 users; every_group where a first search was not enough."""
+
+
 class EncodingCards:
     """The GPUs of a job that the CPU searches for."""
 
@@ -98,15 +114,8 @@ class EncodingCards:
     @contextmanager
     def _turn(self) -> Iterator[int]:
         """Number of the GPU with the fewest chunks in work, which has one more while the block runs."""
-        with self._lock:
-            number = min(self._in_work, key=self._in_work.__getitem__)
-            self._in_work[number] += 1
-        try:
-            with memory_of_gpu(number):
-                yield number
-        finally:
-            with self._lock:
-                self._in_work[number] -= 1
+        with turn(self._lock, self._in_work, self._in_work) as number:
+            yield number
 
 
 class Cards(EncodingCards):
@@ -137,6 +146,88 @@ class Cards(EncodingCards):
         """Propose items for users that are encoded; raises as encode."""
         with self._turn() as number:
             return self._cards[number].propose_again(user_embedding, fetch=fetch, weighed=weighed)
+
+    def fetched(self, fetch: int) -> int:
+        """Items that are held for each user while `fetch` are proposed."""
+        return fetch
+
+
+class ShardedCards(EncodingCards):
+    """The GPUs of a job that share a catalog: some encode, each searches what it has of the items.
+
+    Attributes:
+        search: as of Cards.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        encoding: Mapping[int, EncodingCard],
+        searching: Mapping[int, SearchCard],
+        *,
+        search: SearchName,
+    ) -> None:
+        """Take what encodes and what searches, by number of the GPU: at least one of each."""
+        super().__init__(model, encoding)
+        self._searching, self.search = searching, search
+        self._searches = dict.fromkeys(searching, 0)
+
+    def propose(
+        self, histories: Histories, *, fetch: int, weighed: WeighedProviders | None
+    ) -> tuple[npt.NDArray[np.float32], Proposals]:
+        """Compute user embeddings and propose items for them; raises as encode."""
+        user_embedding = self.encode(histories)
+        return user_embedding, self._proposed(user_embedding, fetch, weighed, every_group=False)
+
+    def propose_again(
+        self, user_embedding: npt.NDArray[np.float32], *, fetch: int, weighed: WeighedProviders | None
+    ) -> Proposals:
+        """Propose items for users that are encoded; raises as encode."""
+        return self._proposed(user_embedding, fetch, weighed, every_group=True)
+
+    def fetched(self, fetch: int) -> int:
+        """Items that are held for each user while `fetch` are proposed: of all GPUs, and once more put together."""
+        return 2 * len(self._searching) * self._share(fetch)
+
+    def _share(self, fetch: int) -> int:
+        """Items to fetch of each GPU: its share if the best are spread by chance, and four standard deviations more.
+
+        Where they are not, more users are searched for again.
+        """
+        share = -(-fetch // len(self._searching))
+        return min(fetch, -(-(share + 4 * math.isqrt(share)) // _STEP) * _STEP)
+
+    def _proposed(
+        self,
+        user_embedding: npt.NDArray[np.float32],
+        fetch: int,
+        weighed: WeighedProviders | None,
+        *,
+        every_group: bool,
+    ) -> Proposals:
+        """Ask one GPU after the other, always that with the fewest searches in work; other threads keep the others."""
+        parts: list[Proposals] = []
+        left = set(self._searching)
+        while left:
+            with turn(self._lock, self._searches, left) as number:
+                left.remove(number)
+                card, share = self._searching[number], self._share(fetch)
+                parts.append(card.search(user_embedding, fetch=share, weighed=weighed, every_group=every_group))
+        return join_proposals(parts)
+
+
+@contextmanager
+def turn(lock: threading.Lock, in_work: dict[int, int], among: Iterable[int]) -> Iterator[int]:
+    """Number of the GPU among some with the fewest chunks in work, which has one more while the block runs."""
+    with lock:
+        number = min(among, key=in_work.__getitem__)
+        in_work[number] += 1
+    try:
+        with memory_of_gpu(number):
+            yield number
+    finally:
+        with lock:
+            in_work[number] -= 1
 
 
 @contextmanager

@@ -21,6 +21,38 @@ from ipsrec_onnx.session import Device, place_on_device, run_bound
 _USER_EMBEDDING = "user_embedding"
 
 
+class OnnxSearchCard:
+    """A part of a catalog on one device, to be searched for users that are encoded elsewhere; threads may share it.
+
+    Args:
+        item_embeddings: (num_items + 1, dim) float32.
+        allowed: (num_items + 1,) bool, items that may be proposed.
+        device: where to search.
+        card: number of the GPU.
+    """
+
+    def __init__(
+        self,
+        item_embeddings: npt.NDArray[np.float32],
+        allowed: npt.NDArray[np.bool_],
+        *,
+        device: Device,
+        card: int,
+    ) -> None:
+        self._search = OnnxSearch(item_embeddings, allowed, device=device, card=card)
+
+    def search(
+        self,
+        user_embedding: npt.NDArray[np.float32],
+        *,
+        fetch: int,
+        weighed: WeighedProviders | None,
+        every_group: bool,
+    ) -> Proposals:
+        """Propose `fetch` items for (n, dim) float32 users, by the plain score; all groups are always looked at."""
+        return self._search.propose(user_embedding, fetch=fetch)
+
+
 class OnnxEncodingCard:
     """A model on one device; threads may share it, its work is done one by one.
 

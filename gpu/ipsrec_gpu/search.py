@@ -61,9 +61,12 @@ class Search:
         embeddings: (num_items + 1, dim) float32 on the device, finite, dim up to LARGEST_DIM; not kept.
         by_norm: (M,) int64 item_index that may be proposed, largest norm first, M of 1 or more.
         item_provider: (num_items + 1,) int64 provider_index of each item, 0 for none.
+        num_providers: the largest provider_index that a user's history may have, if not the largest of the items.
     """
 
-    def __init__(self, embeddings: Tensor, by_norm: Tensor, item_provider: Tensor) -> None:
+    def __init__(
+        self, embeddings: Tensor, by_norm: Tensor, item_provider: Tensor, *, num_providers: int | None = None
+    ) -> None:
         self.num_items = len(by_norm)
         generator = torch.Generator().manual_seed(0)
         shuffled = torch.randperm(self.num_items, generator=generator).to(by_norm.device)
@@ -82,7 +85,8 @@ class Search:
             self.sample = sample._replace(tile_norms=nothing, tile_errors=nothing)
         # The places of each provider's items, one provider behind the other; a copy is nobody's.
         of_place = torch.where(self.table.item_at > 0, item_provider[self.table.item_at.long()], 0)
-        counts = torch.bincount(of_place, minlength=int(item_provider.max()) + 1)
+        most = int(item_provider.max()) if num_providers is None else num_providers
+        counts = torch.bincount(of_place, minlength=most + 1)
         counts[0] = 0
         self.provider_offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         self.provider_places = torch.argsort(of_place, stable=True)[int((of_place == 0).sum()) :].int()
@@ -90,6 +94,10 @@ class Search:
         self.programs = 2 * _MULTIPROCESSORS
         if device.type == "cuda":
             self.programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
+
+    def name_items(self, names: Tensor) -> None:
+        """From now on propose names[i], (rows of embeddings,) int32 on the device, for item i; names[0] is PADDING."""
+        self.table = self.table._replace(item_at=names[self.table.item_at.long()])
 
     def propose(
         self,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from ipsrec_kernels.array_types import Float32Array, Int32Array
+from ipsrec_kernels.padding import PADDING
 
 UNKNOWN: Final = -1  # in the first place of a row: there were too many
 
@@ -24,3 +28,35 @@ class Proposals(NamedTuple):
     items: Int32Array
     outside: Float32Array
     touched: Int32Array | None = None
+
+
+def proposals_among(proposals: Proposals, items: range) -> Proposals:
+    """Leave PADDING where an item is not of a range, such as a shard of the catalog; bounds stay as they are."""
+
+    def among(proposed: Int32Array, *, kept: int) -> Int32Array:
+        there = ((proposed >= items.start) & (proposed < items.stop)) | (proposed == kept)
+        return np.where(there, proposed, np.int32(PADDING))
+
+    touched = None if proposals.touched is None else among(proposals.touched, kept=UNKNOWN)
+    return Proposals(among(proposals.items, kept=PADDING), proposals.outside, touched)
+
+
+def join_proposals(parts: Sequence[Proposals]) -> Proposals:
+    """Put together what was proposed of several parts of a catalog, which have no item in common.
+
+    Nothing that a part left out scores above its own bound, and so none above the largest. A row of `touched` that says
+    nothing in one part says nothing of the whole.
+
+    Args:
+        parts: (B) proposals each, one part or more.
+    """
+    items = np.concatenate([part.items for part in parts], axis=1)
+    outside = np.max([part.outside for part in parts], axis=0)
+    rows = [part.touched for part in parts if part.touched is not None]
+    if len(rows) < len(parts):
+        return Proposals(items, outside)
+    touched = np.concatenate(rows, axis=1)
+    unknown = np.any([part[:, 0] == UNKNOWN for part in rows], axis=0)
+    touched[touched == UNKNOWN] = PADDING
+    touched[unknown, 0] = UNKNOWN
+    return Proposals(items, outside, touched)

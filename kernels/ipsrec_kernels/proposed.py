@@ -109,8 +109,22 @@ def retrieve_proposed(
                     table, users, scan_users, scratch, first, filters, checked_terms, some, rows, top_k, cap, slots
                 )
             _offer_touched(table, users, norms, first, rows, filters, checked_terms, some, best, cap, slots)
-    certain = (best.counts == top_k) & (best.scores[:, -1] > outside)
-    return best, certain | (outside == -np.inf)
+    return best, certain_lists(best, outside)
+
+
+def certain_lists(lists: BestLists, outside: Float32Array) -> BoolArray:
+    """Which lists are certain: those that are full and end above all that was left out, or of which nothing was.
+
+    Args:
+        lists: (B) of what was proposed.
+        outside: (B,) float32, as Proposals has it.
+
+    Returns:
+        (B,) bool.
+    """
+    full = lists.counts == lists.scores.shape[1]
+    certain: BoolArray = (full & (lists.scores[:, -1] > outside)) | (outside == -np.inf)
+    return certain
 
 
 def _check_touched(proposals: Proposals, *, num_users: int, num_items: int) -> Int32Array:
