@@ -104,7 +104,8 @@ def encode(model: ModelFile, histories: Histories) -> npt.NDArray[np.float32]:
     """
     user_embedding = np.empty((len(histories.lengths), model.dim), np.float32)
     for batch in padded_batches(histories, bucket_lens(model.max_len), batch_size=ENCODE_BATCH):
-        encoded = np.asarray(run_session(model.session, ["user_embedding"], batch.inputs())[0])  # (ENCODE_BATCH, D)
+        feed = {**batch.inputs(), **model.given}
+        encoded = np.asarray(run_session(model.session, ["user_embedding"], feed)[0])  # (ENCODE_BATCH, D)
         if encoded.shape != (ENCODE_BATCH, model.dim):
             raise ModelFileError(
                 f"model {model.path}: user_embedding has shape {encoded.shape}, expected "

@@ -33,6 +33,7 @@ def cached_item_table(
     *,
     item_provider: npt.NDArray[np.int32],
     allowed: npt.NDArray[np.bool_] | None,
+    items: range | None = None,
 ) -> ItemTable:
     """Give the table that build_item_table would make, from the folder if it is there; else build and store it.
 
@@ -41,17 +42,18 @@ def cached_item_table(
         item_embeddings: (num_items + 1, dim) float32.
         item_provider: (num_items + 1,) int32.
         allowed: (num_items + 1,) bool; None allows all.
+        items: a shard of the catalog; None for all of it.
 
     Raises:
         ValueError: as build_item_table.
         DataError: the folder cannot be made or written to, or an entry in it is broken.
     """
-    entry = Path(folder) / f"items-{fingerprint(item_embeddings, item_provider, allowed)[:32]}"
+    entry = Path(folder) / f"items-{fingerprint(item_embeddings, item_provider, allowed, items)[:32]}"
     if entry.is_dir():
         return _load(entry, item_embeddings, item_provider)
     if os.path.lexists(entry):
         raise DataError(f"index cache entry {entry} is a file or a broken link, expected a folder; move it elsewhere")
-    table = build_item_table(item_embeddings, item_provider, allowed=allowed)
+    table = build_item_table(item_embeddings, item_provider, allowed=allowed, items=items)
     try:
         Path(folder).mkdir(exist_ok=True)
     except OSError as error:
@@ -59,19 +61,25 @@ def cached_item_table(
             f"index cache {folder}: cannot be made ({error.strerror}); name a folder whose parent is there"
         ) from error
     _store(table, entry)
-    return table
+    # What was built is memory, and the shards of a catalog together may be more than there is.
+    return table if items is None else _load(entry, item_embeddings, item_provider)
 
 
 def fingerprint(
     item_embeddings: npt.NDArray[np.float32],
     item_provider: npt.NDArray[np.int32],
     allowed: npt.NDArray[np.bool_] | None,
+    items: range | None = None,
 ) -> str:
     """Sha256 of everything that decides what is in a table, this CPU's way of scanning included."""
     path = choose_path(item_embeddings.shape[1], None)
-    digest = hashlib.sha256(json.dumps([TABLE_VERSION, path, panel_items(path), item_embeddings.shape]).encode())
+    rows, shard = slice(None), []
+    if items is not None:  # how long its list of providers is depends on the whole catalog
+        rows, shard = slice(items.start, items.stop), [items.start, items.stop, int(item_provider.max())]
+    facts = [TABLE_VERSION, path, panel_items(path), item_embeddings.shape, *shard]
+    digest = hashlib.sha256(json.dumps(facts).encode())
     everything = np.ones(len(item_embeddings), np.bool_) if allowed is None else allowed
-    for array in (item_embeddings, item_provider, everything):
+    for array in (item_embeddings[rows], item_provider[rows], everything[rows]):
         contiguous = np.ascontiguousarray(array)
         digest.update(f"{contiguous.dtype} {contiguous.shape}".encode())
         digest.update(contiguous.view(np.uint8).data)

@@ -12,6 +12,7 @@ from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
 from ipsrec_onnx.cards import CardOptions
 from ipsrec_onnx.filters import AllowedItems
 from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.score_options import ScoreOptions
 from ipsrec_onnx.score_outputs import RowSchemas
@@ -53,6 +54,7 @@ def open_rules(
     users: Users,
     *,
     cards: CardOptions,
+    shards: CatalogShards,
     index_cache: str | Path | None,
 ) -> tuple[ScoreRules, Recall | None]:
     """Lay out the items; where the search is approximate, measure it on the first users.
@@ -64,6 +66,7 @@ def open_rules(
         items: that may be recommended.
         users: who is scored.
         cards: which GPUs, and what searches on them.
+        shards: how the catalog is cut.
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
 
     Returns:
@@ -74,7 +77,7 @@ def open_rules(
         DataError, ExecutionProviderError, ModelFileError: as build_ranker.
         ModuleNotFoundError: faiss, for an approximate search, is not installed.
     """
-    ranker = open_ranker(model_file, options, items, index_cache=index_cache, cards=cards)
+    ranker = open_ranker(model_file, options, items, index_cache=index_cache, cards=cards, shards=shards)
     metadata = _made_by(sha256, options, items)
     rules = build_rules(ranker, options, columns=users.columns, schema=users.schema, metadata=metadata)
     if options.approximate is None:

@@ -16,6 +16,17 @@ def resident_memory() -> int:
     return _field(_PROC / "self" / "status", "VmRSS") or 0
 
 
+def held_memory(mapped_bytes: int) -> int:
+    """Bytes that this process has now and the system cannot take; 0 where the system does not say.
+
+    Args:
+        mapped_bytes: of files that arrays are mapped from: pages of theirs are given up where memory is short. Those of
+            libraries are counted, for they are always needed.
+    """
+    kinds = (_field(_PROC / "self" / "status", name) or 0 for name in ("RssAnon", "RssShmem"))
+    return max(sum(kinds), resident_memory() - mapped_bytes)
+
+
 def available_memory() -> int:
     """Bytes that this process may have in all, with what it has now: what is free on the machine and in its cgroups.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,10 @@ from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables, table_from_text
 from ipsrec_onnx.errors import DataError, ModelFileError
 from ipsrec_onnx.graph_check import check_graph
-from ipsrec_onnx.onnx_proto import external_data_files
+from ipsrec_onnx.mapped_arrays import map_weight
+from ipsrec_onnx.onnx_proto import external_data_files, initializers
+from ipsrec_onnx.onnx_rewrite import TABLE, graph_with_table_input
+from ipsrec_onnx.onnx_weights import find_weights
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import open_session, run_session
 
@@ -53,6 +57,7 @@ class ModelFile:
         precision: of the encoder's weights; item_embeddings and user_embedding are float32 in both.
         item_embeddings: (num_items + 1, dim) float32; scores are dot products with its rows.
         session: computes user_embedding on the CPU; shared by threads.
+        given: what each run of it is given beside a batch: item_embeddings, where these are mapped from a file.
     """
 
     path: Path
@@ -66,6 +71,7 @@ class ModelFile:
     precision: Precision
     item_embeddings: npt.NDArray[np.float32]
     session: onnxruntime.InferenceSession
+    given: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def max_len(self) -> int:
@@ -78,30 +84,40 @@ class ModelFile:
         return int(self.item_embeddings.shape[1])
 
 
-def open_model_file(path: str | Path) -> ModelFile:
+def open_model_file(path: str | Path, *, mapped_in: Path | None = None) -> ModelFile:
     """Open a model file and check it.
+
+    Args:
+        path: of the file.
+        mapped_in: map the item embeddings from the file, or from a copy without a name in this folder, for the session
+            and everything else: memory holds none of them. None: all of the file is read.
 
     Raises:
         ModelFileError: there is no such file, or it cannot be read; it is no ONNX model or none of ours; it is newer
             than this version; its gate was not passed; or its metadata is broken.
+        DataError: the copy cannot be written.
         ExecutionProviderError: onnxruntime is broken.
     """
-    model_file = read_model_file(path)
+    model_file = read_model_file(path, mapped_in=mapped_in)
     if model_file.gate.get("passed") is not True:
         raise ModelFileError(f"model {path}: it did not pass the gate of `ipsrec export`; export it again")
     return model_file
 
 
-def read_model_file(path: str | Path) -> ModelFile:
+def read_model_file(path: str | Path, *, mapped_in: Path | None = None) -> ModelFile:
     """Open a model file as open_model_file does, without asking for the gate's verdict: the gate itself needs this."""
     file = Path(path)
     reason = why_unreadable(file)
     if reason is not None:
         raise ModelFileError(f"model {path}: {reason}; give the .onnx file that `ipsrec export` wrote")
-    initializers = check_graph(file)
-    session = open_session(file, device="cpu")
+    shape = check_graph(file).get(TABLE)
+    table, graph = None, None
+    if mapped_in is not None and shape is not None and len(shape) == 2:
+        table = map_weight(find_weights(file, [TABLE])[TABLE], mapped_in, dims=shape[1])
+        graph = graph_with_table_input(file, (shape[0], shape[1]), with_metadata=True)
+    session = open_session(file, device="cpu", graph=graph)
     try:
-        return _read_metadata(file, session, initializers.get("item_embeddings"))
+        return _read_metadata(file, session, shape, table)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, DataError) as error:
         named = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise ModelFileError(f"model {path}: its metadata is broken: {named}; export it again") from error
@@ -135,15 +151,30 @@ def model_file_bytes(path: str | Path) -> int:
     return sum(part.stat().st_size for part in (file, *names) if part.is_file())
 
 
-def _read_metadata(path: Path, session: onnxruntime.InferenceSession, table_shape: tuple[int, ...] | None) -> ModelFile:
+def bytes_to_open(path: str | Path, *, mapped: bool) -> int:
+    """Bytes that opening a model file reads, of a mapped one all but the item embeddings; 0 where there is none."""
+    num_bytes = model_file_bytes(path)
+    if not mapped or why_unreadable(Path(path)) is not None:
+        return num_bytes
+    tables = (4 * math.prod(one.dims) for one in initializers(path) if one.name == TABLE)
+    return max(0, num_bytes - sum(tables))
+
+
+def _read_metadata(
+    path: Path,
+    session: onnxruntime.InferenceSession,
+    table_shape: tuple[int, ...] | None,
+    table: npt.NDArray[np.float32] | None,
+) -> ModelFile:
     """Read everything that a file says beside its graph; its errors do not name the file.
 
     Args:
         path: of the file.
         session: of its graph.
         table_shape: of the initializer item_embeddings; None where there is none.
+        table: itself, where the graph takes it as an input; else the graph gives it.
     """
-    _check_graph_ends(session)
+    _check_graph_ends(session, gives_table=table is None)
     if table_shape is None or len(table_shape) != 2:
         raise ValueError(f"item_embeddings has shape {table_shape} among the weights, expected a table of items")
     num_rows = table_shape[0]
@@ -168,8 +199,9 @@ def _read_metadata(path: Path, session: onnxruntime.InferenceSession, table_shap
         precision=precision,
         catalog=catalog,
         history_terms=None if history_terms is None else _history_terms(history_terms, max_len),
-        item_embeddings=_item_embeddings(session, table_shape),
+        item_embeddings=_item_embeddings(session, table_shape) if table is None else table,
         session=session,
+        given={} if table is None else {TABLE: table},
     )
 
 
@@ -227,9 +259,10 @@ def _history_terms(value: dict[str, list[float]], max_len: int) -> HistoryTerms:
     return HistoryTerms(**weights)
 
 
-def _check_graph_ends(session: onnxruntime.InferenceSession) -> None:
+def _check_graph_ends(session: onnxruntime.InferenceSession, *, gives_table: bool) -> None:
     """Refuse a graph with other inputs or outputs than the contract's."""
-    for nodes, expected in ((session.get_inputs(), _INPUTS), (session.get_outputs(), _OUTPUTS)):
+    outputs = {name: kind for name, kind in _OUTPUTS.items() if gives_table or name != TABLE}
+    for nodes, expected in ((session.get_inputs(), _INPUTS), (session.get_outputs(), outputs)):
         found = {node.name: (node.type, len(node.shape)) for node in nodes}
         if any(found.get(name) != kind for name, kind in expected.items()):
             raise ValueError(f"the graph has {found}, expected {expected}")

@@ -1,7 +1,7 @@
 """A model's graph with the item table as an input in the place of an initializer, made without the onnx package.
 
-On a GPU the table is laid on the device once, where the graph reads it and a search may; and a graph without it is read
-in a moment, however many items there are.
+On a GPU the table is laid on the device once, where the graph reads it and a search may; on a CPU it may be mapped from
+a file. A graph without it is read in a moment, however many items there are.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ _TYPE, _TENSOR_TYPE, _ELEMENT, _SHAPE, _DIM, _DIM_VALUE = 2, 1, 1, 2, 1, 1
 _FLOAT32 = 1
 
 
-def graph_with_table_input(path: Path, shape: tuple[int, int]) -> bytes:
-    """Give the model of a file with item_embeddings as a graph input, no more an output, and without metadata.
+def graph_with_table_input(path: Path, shape: tuple[int, int], *, with_metadata: bool = False) -> bytes:
+    """Give the model of a file with item_embeddings as a graph input, and no more an output.
 
     Args:
         path: of a model file that check_graph has looked through.
         shape: of its item_embeddings, float32.
+        with_metadata: keep what the file says beside its graph; a session that only runs does not need it.
 
     Raises:
         BrokenMessageError: the file has changed since, and is no ONNX model any more.
@@ -36,7 +37,7 @@ def graph_with_table_input(path: Path, shape: tuple[int, int]) -> bytes:
         for field, value in strict_fields(file, whole_file(file)):
             if field == _GRAPH and isinstance(value, range):
                 parts.append(_message(_GRAPH, b"".join(_graph_fields(file, value, shape))))
-            elif field != _METADATA:
+            elif with_metadata or field != _METADATA:
                 parts.append(_copied(file, field, value))
     return b"".join(parts)
 

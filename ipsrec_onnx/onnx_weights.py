@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,20 @@ from ipsrec_onnx.onnx_proto import Initializer, initializers
 from ipsrec_onnx.readable import why_unreadable
 
 _FLOAT32 = 1  # TensorProto.DataType
+
+
+class Weight(NamedTuple):
+    """Where a float32 weight lies.
+
+    Attributes:
+        file: that holds its bytes.
+        start: of them in that file.
+        shape: as the graph says it; the bytes are as many.
+    """
+
+    file: Path
+    start: int
+    shape: tuple[int, ...]
 
 
 def read_weights(path: Path, names: Collection[str]) -> dict[str, npt.NDArray[np.float32]]:
@@ -30,16 +45,34 @@ def read_weights(path: Path, names: Collection[str]) -> dict[str, npt.NDArray[np
         One array for each name, in the shape that the graph says.
 
     Raises:
+        ModelFileError: as find_weights.
+    """
+    return {
+        name: np.fromfile(weight.file, "<f4", math.prod(weight.shape), offset=weight.start)
+        .astype(np.float32, copy=False)
+        .reshape(weight.shape)
+        for name, weight in find_weights(path, names).items()
+    }
+
+
+def find_weights(path: Path, names: Collection[str]) -> dict[str, Weight]:
+    """Look where some of a graph's weights lie.
+
+    Args:
+        path: of the model file.
+        names: of initializers.
+
+    Raises:
         ModelFileError: one is not there, is not float32, has no bytes, or fewer or more than its shape asks for.
     """
     found = {one.name: one for one in initializers(path) if one.name in names}
     missing = sorted(set(names) - set(found))
     if missing:
         raise ModelFileError(f"model {path}: the graph has no weight {missing[0]!r}; export it again")
-    return {name: _read(path, one) for name, one in found.items()}
+    return {name: _find(path, one) for name, one in found.items()}
 
 
-def _read(path: Path, one: Initializer) -> npt.NDArray[np.float32]:
+def _find(path: Path, one: Initializer) -> Weight:
     where = f"model {path}: weight {one.name!r}"
     if one.data_type != _FLOAT32:
         raise ModelFileError(
@@ -59,4 +92,4 @@ def _read(path: Path, one: Initializer) -> npt.NDArray[np.float32]:
     count = math.prod(one.dims)
     if size != 4 * count or file.stat().st_size < start + size:
         raise ModelFileError(f"{where} has {size} bytes, expected {4 * count} for shape {one.dims}; export it again")
-    return np.fromfile(file, "<f4", count, offset=start).astype(np.float32, copy=False).reshape(one.dims)
+    return Weight(file, start, one.dims)

@@ -16,6 +16,7 @@ from ipsrec_onnx.card_search import SearchCounts
 from ipsrec_onnx.cards import CardOptions
 from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.filters import AllowedItems
+from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_description import first_difference, machine_kind
 from ipsrec_onnx.job_folder import JobFolder
 from ipsrec_onnx.job_rules import open_rules
@@ -47,6 +48,7 @@ class PartsJob:
         folder: of the job.
         targets: where its results go.
         cards: which GPUs of the worker, and what searches on them.
+        shards: how the catalog is cut.
         threads: of a worker.
         max_memory: bytes that a worker may have; None for its share of what its machine has free.
         share: of a machine's memory that is a worker's.
@@ -63,6 +65,7 @@ class PartsJob:
     folder: Path
     targets: OutputPaths
     cards: CardOptions
+    shards: CatalogShards
     threads: int
     max_memory: int | None
     share: float
@@ -109,9 +112,16 @@ class PartWorker:
             )
         if model_file_sha256(job.model) != job.sha256:
             raise DataError(f"model {job.model}: a worker finds another file there; give all machines the same")
-        self._job, model_file = job, open_model_file(job.model)
+        self._job, model_file = job, open_model_file(job.model, mapped_in=job.shards.mapped_in)
         self._rules, self._recall = open_rules(
-            model_file, job.sha256, job.options, job.items, job.users, cards=job.cards, index_cache=job.index_cache
+            model_file,
+            job.sha256,
+            job.options,
+            job.items,
+            job.users,
+            cards=job.cards,
+            shards=job.shards,
+            index_cache=job.index_cache,
         )
         self._folder = JobFolder(job.folder, job.targets)
         self._bound = memory_bound(job.max_memory, share=job.share)

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ipsrec_kernels.best_list import BestLists, empty_lists
 from ipsrec_kernels.history_items import History
-from ipsrec_kernels.item_table import ItemTable, build_item_table
+from ipsrec_kernels.item_table import ItemTable
+from ipsrec_kernels.merge import list_floors, merge_lists
 from ipsrec_kernels.popular import PopularItems, popular, popular_items
-from ipsrec_kernels.proposals import Proposals
-from ipsrec_kernels.proposed import retrieve_proposed
+from ipsrec_kernels.proposals import Proposals, proposals_among
+from ipsrec_kernels.proposed import certain_lists, retrieve_proposed
 from ipsrec_kernels.ragged import Ragged
 from ipsrec_kernels.topk import retrieve
 from ipsrec_kernels.weighed_providers import weigh_providers
 from ipsrec_onnx.approximate import ApproximateIndex, propose
-from ipsrec_onnx.card_opening import open_cards
+from ipsrec_onnx.card_opening import open_cards, open_sharded_cards
 from ipsrec_onnx.card_search import CardSearch, fill_lists
-from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions, Cards
+from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions, Cards, EncodingCards, ShardedCards
 from ipsrec_onnx.encoding import Encoder, EncoderName, open_encoder
 from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.id_lists import range_positions
-from ipsrec_onnx.index_cache import cached_item_table
+from ipsrec_onnx.item_shards import WHOLE, CatalogShards, lay_out_items, shard_ranges
+from ipsrec_onnx.mapped_arrays import mapped_bytes
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.stage_times import StageTimes
@@ -52,7 +54,7 @@ class Ranker:
     Attributes:
         model: the opened model file.
         encode: computes user embeddings.
-        table: the items that may be recommended, laid out for retrieval.
+        tables: the items that may be recommended, laid out for retrieval: one table, or one a shard of the catalog.
         popular: the same items by popularity.
         top_k: length of the lists, never above the number of items.
         keep_seen: may an item of the user's history be recommended?
@@ -64,7 +66,7 @@ class Ranker:
 
     model: ModelFile
     encode: Encoder
-    table: ItemTable
+    tables: tuple[ItemTable, ...]
     popular: PopularItems
     top_k: int
     keep_seen: bool
@@ -72,6 +74,23 @@ class Ranker:
     approximate: ApproximateIndex | None = None
     card_search: CardSearch | None = None
     on_cards: bool = False
+
+    @property
+    def table(self) -> ItemTable:
+        """The table of a catalog that is not cut into shards."""
+        (table,) = self.tables
+        return table
+
+    @property
+    def ranges(self) -> list[range]:
+        """The item_index of each table."""
+        return shard_ranges(self.model.catalog.num_items, len(self.tables))
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of its arrays that are mapped from files."""
+        arrays = [array for table in self.tables for array in table if isinstance(array, np.ndarray)]
+        return mapped_bytes(self.model.item_embeddings, *arrays)
 
     @property
     def search(self) -> str:
@@ -111,6 +130,7 @@ def build_ranker(
     index_cache: str | Path | None = None,
     device: Device = "cpu",
     cards: CardOptions = DEFAULT_CARDS,
+    shards: CatalogShards = WHOLE,
 ) -> Ranker:
     """Lay out what a job needs of a model.
 
@@ -124,30 +144,32 @@ def build_ranker(
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
         device: where users are encoded and searched for.
         cards: which GPUs, with device "cuda".
+        shards: how the catalog is cut; the lists are the same.
 
     Raises:
-        DataError: the cache cannot be written, or its entry is broken.
+        DataError: the cache, or the folder of the shards, cannot be written, or its entry is broken.
         ExecutionProviderError: a GPU, or what its search needs, is not there.
         ModelFileError: an item embedding has NaN or infinity, or the encoder has no kernels for this model.
     """
     catalog = model.catalog
-    embeddings, item_provider = model.item_embeddings, catalog.item_provider
     try:
-        if index_cache is None:
-            table = build_item_table(embeddings, item_provider, allowed=allowed)
-        else:
-            table = cached_item_table(index_cache, embeddings, item_provider=item_provider, allowed=allowed)
+        tables = lay_out_items(model, allowed, shards=shards, index_cache=index_cache)
     except ValueError as error:
         raise ModelFileError(f"model {model.path}: {error}") from error
     length = min(top_k, catalog.num_items)
     encode, card_search = None, None
     if device == "cuda":
-        opened = open_cards(model, table, cards, device=device)
-        encode, card_search = opened.encode, CardSearch(opened, top_k=length) if isinstance(opened, Cards) else None
+        opened: EncodingCards = (
+            open_cards(model, tables[0], cards, device=device)
+            if len(tables) == 1
+            else open_sharded_cards(model, tables, cards, device=device)
+        )
+        encode = opened.encode
+        card_search = CardSearch(opened, top_k=length) if isinstance(opened, Cards | ShardedCards) else None
     return Ranker(
         model=model,
         encode=encode or open_encoder(model, encoder),
-        table=table,
+        tables=tables,
         popular=popular_items(catalog.popularity, catalog.item_provider, allowed=allowed),
         top_k=length,
         keep_seen=keep_seen,
@@ -234,16 +256,20 @@ def _rank_on_cards(
         users: npt.NDArray[np.bool_], user_embedding: npt.NDArray[np.float32], proposals: Proposals
     ) -> tuple[BestLists, npt.NDArray[np.bool_]]:
         some = weighed if users.all() else weighed.of_users(users)
-        return retrieve_proposed(
-            ranker.table,
-            user_embedding,
-            proposals,
-            top_k=ranker.top_k,
-            seen=seen if users.all() else _of_users(seen, users),
-            history=History(some.items, some.providers, some.offsets),
-            terms=ranker.model.history_terms,
-            max_per_provider=ranker.max_per_provider,
-        )
+        rules: dict[str, Any] = {
+            "top_k": ranker.top_k,
+            "seen": seen if users.all() else _of_users(seen, users),
+            "history": History(some.items, some.providers, some.offsets),
+            "terms": ranker.model.history_terms,
+            "max_per_provider": ranker.max_per_provider,
+        }
+        if len(ranker.tables) == 1:
+            return retrieve_proposed(ranker.table, user_embedding, proposals, **rules)
+        lists = empty_lists(len(user_embedding), ranker.top_k)
+        for table, items in zip(ranker.tables, ranker.ranges, strict=True):
+            found, _ = retrieve_proposed(table, user_embedding, proposals_among(proposals, items), **rules)
+            lists = _merged(ranker, lists, found)
+        return lists, certain_lists(lists, proposals.outside)
 
     def by_cpu(users: npt.NDArray[np.bool_], user_embedding: npt.NDArray[np.float32]) -> BestLists:
         return _retrieve(ranker, user_embedding, _of_users(seen, users), weighed.of_users(users), None)
@@ -253,7 +279,7 @@ def _rank_on_cards(
     if terms is not None and weighed.providers.any():
         with times.stage("retrieve"):
             history = History(weighed.items, weighed.providers, weighed.offsets)
-            providers = weigh_providers(history, terms, num_providers=len(ranker.table.provider_offsets) - 2)
+            providers = weigh_providers(history, terms, num_providers=len(ranker.tables[0].provider_offsets) - 2)
     return search.rank(newest, num_seen, providers, from_proposals=from_proposals, by_cpu=by_cpu, times=times)
 
 
@@ -264,17 +290,25 @@ def _retrieve(
     weighed: Histories,
     candidates: Ragged | None,
 ) -> BestLists:
-    """Call the kernels with the rules of the job; all arguments are of the same users."""
-    return retrieve(
-        ranker.table,
-        user_embedding,
-        top_k=ranker.top_k,
-        seen=seen,
-        history=History(weighed.items, weighed.providers, weighed.offsets),
-        terms=ranker.model.history_terms,
-        candidates=candidates,
-        max_per_provider=ranker.max_per_provider,
-    )
+    """Call the kernels with the rules of the job, shard by shard; all arguments are of the same users."""
+    rules: dict[str, Any] = {
+        "top_k": ranker.top_k,
+        "seen": seen,
+        "history": History(weighed.items, weighed.providers, weighed.offsets),
+        "terms": ranker.model.history_terms,
+        "candidates": candidates,
+        "max_per_provider": ranker.max_per_provider,
+    }
+    lists = retrieve(ranker.tables[0], user_embedding, **rules)
+    for table in ranker.tables[1:]:
+        lists = _merged(ranker, lists, retrieve(table, user_embedding, **rules, floors=list_floors(lists)))
+    return lists
+
+
+def _merged(ranker: Ranker, lists: BestLists, found: BestLists) -> BestLists:
+    """Lists of several shards, with those of one more."""
+    provider = ranker.model.catalog.item_provider
+    return merge_lists(lists, found, provider, max_per_provider=ranker.max_per_provider)
 
 
 def _rank_by_popularity(ranker: Ranker, num_users: int, candidates: Ragged | None) -> BestLists:

@@ -11,6 +11,7 @@ from ipsrec_onnx.approximate_recall import Recall
 from ipsrec_onnx.card_search import SearchCounts
 from ipsrec_onnx.cards import CardOptions
 from ipsrec_onnx.filters import AllowedItems
+from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_folder import JobFolder, remove_finished_job
 from ipsrec_onnx.job_rules import job_schemas, open_rules
 from ipsrec_onnx.manifest import account, manifest_of, read_manifest
@@ -45,6 +46,7 @@ class ScoreJob:
         description: of the job, as describe_job gave it.
         bound: memory that the job may have.
         cards: which GPUs, and what searches on them.
+        shards: how the catalog is cut.
         threads: workers; None for all usable cores, or fewer where memory is short.
         overwrite: replace existing results.
         log: says how far it is.
@@ -60,6 +62,7 @@ class ScoreJob:
     description: dict[str, Any]
     bound: MemoryBound
     cards: CardOptions
+    shards: CatalogShards
     threads: int | None
     overwrite: bool
     log: JobLog
@@ -150,7 +153,14 @@ def _work_here(
 ) -> tuple[Work, ScoreOutputs]:
     """Lay out the items and score in this process."""
     rules, recall = open_rules(
-        job.model_file, job.sha256, job.options, job.items, job.users, cards=job.cards, index_cache=index_cache
+        job.model_file,
+        job.sha256,
+        job.options,
+        job.items,
+        job.users,
+        cards=job.cards,
+        shards=job.shards,
+        index_cache=index_cache,
     )
     if recall is not None:
         job.log.note(recall.in_words())
@@ -193,6 +203,7 @@ def _work_on_cluster(
         folder=folder.path.absolute(),
         targets=job.targets,
         cards=job.cards,
+        shards=job.shards,
         threads=cluster.threads,
         max_memory=job.bound.limit if job.bound.asked else None,
         share=cluster.share,

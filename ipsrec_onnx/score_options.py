@@ -85,6 +85,26 @@ def check_cards(options: ScoreOptions, cards: CardOptions, *, here: bool = True)
     return replace(cards, search="cpu")
 
 
+def check_shards(count: int, options: ScoreOptions, cards: CardOptions) -> None:
+    """Say early that a catalog cannot be cut so for these options; cards as check_cards gave them.
+
+    Raises:
+        DataError: an approximate search is asked for, or there are fewer shards than GPUs.
+        ValueError: there is no shard.
+    """
+    check_positive("catalog_shards", count)
+    if count > 1 and options.approximate is not None:
+        raise DataError(
+            f"--approximate has one index of the whole catalog in memory, found --catalog-shards {count}; "
+            "leave one of the two out"
+        )
+    if 1 < count < len(cards.gpus):
+        raise DataError(
+            f"--catalog-shards {count}: {len(cards.gpus)} GPUs share the shards, and some would have none; "
+            f"give {len(cards.gpus)} or more, or fewer --gpus"
+        )
+
+
 def check_positive(name: str, number: int | None) -> None:
     """Refuse a number below 1; None is fine.
 

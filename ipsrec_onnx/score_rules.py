@@ -10,6 +10,7 @@ from ipsrec_onnx.bad_rows import dead_letter_schema
 from ipsrec_onnx.candidates import candidates_schema
 from ipsrec_onnx.cards import DEFAULT_CARDS, CardOptions
 from ipsrec_onnx.filters import AllowedItems
+from ipsrec_onnx.item_shards import WHOLE, CatalogShards
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.retrieval import Ranker, build_ranker
 from ipsrec_onnx.score_options import ScoreOptions
@@ -24,6 +25,7 @@ def open_ranker(
     *,
     index_cache: str | Path | None,
     cards: CardOptions = DEFAULT_CARDS,
+    shards: CatalogShards = WHOLE,
 ) -> Ranker:
     """Lay out the items for an exact search under the options; cards as check_cards gave them.
 
@@ -40,6 +42,7 @@ def open_ranker(
         index_cache=index_cache,
         device=options.device,
         cards=cards,
+        shards=shards,
     )
 
 

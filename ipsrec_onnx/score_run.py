@@ -12,7 +12,7 @@ from ipsrec_onnx.broken_work import broken_work
 from ipsrec_onnx.card_search import BYTES_PER_FETCHED, MOST_FETCHED
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.machine_memory import resident_memory
+from ipsrec_onnx.machine_memory import held_memory
 from ipsrec_onnx.memory_plan import ChunkPlan, MemoryBound, RowSizes, id_bytes, plan_chunks
 from ipsrec_onnx.pipeline import ended, map_in_order
 from ipsrec_onnx.progress import JobLog
@@ -152,7 +152,7 @@ def plan_run(
     )
     num_rows = sum(part.num_rows for part in missing)
     most_rows = rules.ranker.chunk_users(_chunk_rows(num_rows, workers))
-    held = resident_memory()
+    held = held_memory(rules.ranker.mapped_bytes)
     return plan_chunks(bound, sizes, held=held, most_rows=most_rows, threads=workers, fewer_threads=threads is None)
 
 

@@ -22,17 +22,18 @@ from ipsrec_onnx.candidates import Layout
 from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
+from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_description import describe_job, machine_kind
 from ipsrec_onnx.job_folder import open_job_folder, refuse_unfinished_job
 from ipsrec_onnx.memory_plan import memory_bound, refuse_big_model
-from ipsrec_onnx.model_file import model_file_bytes, model_file_sha256, open_model_file
+from ipsrec_onnx.model_file import bytes_to_open, model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs, refuse_report
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.ray_engine import EngineName, RayOptions, check_engine, connect
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.run_report import refuse_without_libraries
 from ipsrec_onnx.score_job import ScoreJob, account_of, do_work, finished_work, whole_work, with_report
-from ipsrec_onnx.score_options import ScoreOptions, check_cards, check_positive
+from ipsrec_onnx.score_options import ScoreOptions, check_cards, check_positive, check_shards
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.scored_chunk import BadRows, UnknownItems
 from ipsrec_onnx.session import Device
@@ -63,6 +64,7 @@ def score(
     device: Device = "cpu",
     gpus: Sequence[int] = (0,),
     search: SearchName = "auto",
+    catalog_shards: int = 1,
     threads: int | None = None,
     engine: EngineName = "local",
     address: str | None = None,
@@ -109,6 +111,9 @@ def score(
         gpus: numbers of the GPUs, with device "cuda": chunks of users are shared out to them.
         search: what searches on them: "triton" (needs the extra `triton`), "onnx" (ONNX Runtime alone) or "cpu";
             "auto" takes the first that the machine can. The lists are the same with each.
+        catalog_shards: cut the catalog into so many shards, for more items than memory or one GPU holds: tables and
+            embeddings are then mapped from files, users go through the shards one after another, and each GPU has its
+            own shards alone. The lists, and the output's bytes, stay the same. 1 keeps the catalog whole, in memory.
         threads: worker threads; all usable cores by default, or fewer where memory is short. With engine "ray", those
             of a worker; by default its share of the cluster's CPUs.
         engine: "local" scores in this process; "ray" has the workers of a Ray cluster score, to the same bytes. All of
@@ -151,15 +156,17 @@ def score(
     on_ray = check_engine(engine, RayOptions(address, workers, gpus_per_worker), gpus)
     of_worker = tuple(gpus) if on_ray is None or device == "cpu" else on_ray.gpus(device)
     cards = check_cards(options, CardOptions(of_worker, search), here=on_ray is None)
+    check_shards(catalog_shards, options, cards)
     check_positive("threads", threads)
     check_positive("max_memory", max_memory)
     bound = memory_bound(max_memory)
     targets = output_paths(output, bad_rows=bad_rows == "divert")
+    shards = CatalogShards(catalog_shards, targets.manifest.absolute().parent)
     _refuse_early(targets, report, resume=resume, overwrite=overwrite)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
     refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items, report=report)
-    refuse_big_model(bound, path=str(model), num_bytes=model_file_bytes(model))
-    model_file = open_model_file(model)
+    refuse_big_model(bound, path=str(model), num_bytes=bytes_to_open(model, mapped=shards.mapped_in is not None))
+    model_file = open_model_file(model, mapped_in=shards.mapped_in)
     check_id_kinds(users.schema, users.columns, model_file.catalog, where=users.files[0].path)
     items = allowed_items(model_file.catalog, allow_items=allow_items, deny_items=deny_items)
     sha256 = model_file_sha256(model)
@@ -183,6 +190,7 @@ def score(
             ),
             bound=bound,
             cards=cards,
+            shards=shards,
             threads=threads,
             overwrite=overwrite,
             log=log,

@@ -17,12 +17,13 @@ from model_files import write_model_file
 
 from ipsrec_cli.main import ipsrec
 from ipsrec_onnx import card_opening, card_search, cards
-from ipsrec_onnx.card_opening import choose_search, open_cards
+from ipsrec_onnx.card_opening import choose_search, open_cards, open_sharded_cards
 from ipsrec_onnx.card_search import CardSearch
-from ipsrec_onnx.cards import CardOptions, Cards, EncodingCards, card_widths
+from ipsrec_onnx.cards import CardOptions, Cards, EncodingCards, ShardedCards, card_widths
 from ipsrec_onnx.encoding import encode
 from ipsrec_onnx.errors import DataError, ExecutionProviderError, ModelFileError, OutOfMemoryError
 from ipsrec_onnx.histories import Histories
+from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.retrieval import build_ranker, rank_users
 from ipsrec_onnx.scorer import Scorer
@@ -49,6 +50,10 @@ def on_the_cpu(monkeypatch):
         "ipsrec_onnx.retrieval.open_cards",
         lambda model, table, options, *, device: open_cards(model, table, options, device="cpu"),
     )
+    monkeypatch.setattr(
+        "ipsrec_onnx.retrieval.open_sharded_cards",
+        lambda model, tables, options, *, device: open_sharded_cards(model, tables, options, device="cpu"),
+    )
 
 
 def write_model(path, *, with_history_terms=True, num_items=NUM_ITEMS):
@@ -71,6 +76,17 @@ def rankers(model, allowed=None, *, search, gpus=(0,), **rules):
     opened = open_cards(model, plain.table, CardOptions(gpus, search), device="cpu")
     found = CardSearch(opened, top_k=plain.top_k)
     return plain, replace(plain, encode=opened.encode, card_search=found, on_cards=True)
+
+
+def sharded_rankers(path, allowed=None, *, shards, search, gpus=(0,), **rules):
+    """One of the whole catalog that searches on the CPU, and one in shards with cards."""
+    rules = {"top_k": 20, "keep_seen": False, "max_per_provider": None, **rules}
+    mapped = open_model_file(path, mapped_in=path.parent)
+    cut = build_ranker(mapped, allowed, **rules, shards=CatalogShards(shards, path.parent))
+    opened = open_sharded_cards(mapped, cut.tables, CardOptions(gpus, search), device="cpu")
+    found = CardSearch(opened, top_k=cut.top_k) if isinstance(opened, ShardedCards) else None
+    plain = build_ranker(open_model_file(path), allowed, **rules)
+    return plain, replace(cut, encode=opened.encode, card_search=found, on_cards=True)
 
 
 def assert_same_lists(one, other, histories, candidates=None):
@@ -285,3 +301,108 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(ExecutionProviderError, match=r"--gpus: there is no GPU 5, torch finds 2, numbered from 0"):
         card_opening._refuse_missing_gpus((0, 5), "cuda")
     card_opening._refuse_missing_gpus((0, 1), "cuda")
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("with_history_terms", [False, True])
+@pytest.mark.parametrize(("shards", "gpus"), [(2, (0,)), (7, (1, 0, 3))])
+def test_lists_of_gpus_that_share_a_catalog_are_those_of_the_cpu(
+    tmp_path, rng, search, with_history_terms, shards, gpus
+):
+    model = write_model(tmp_path / "model.onnx", with_history_terms=with_history_terms)
+    plain, cut = sharded_rankers(model.path, search=search, shards=shards, gpus=gpus)
+    assert_same_lists(plain, cut, draw_histories(rng, model, 12))
+    counts = cut.card_search.counts()
+    assert counts.search == search
+    assert counts.on_cpu <= counts.again <= counts.users
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(
+    "rules",
+    [{"keep_seen": True}, {"max_per_provider": 2}, {"top_k": 1}, {"top_k": NUM_ITEMS}],
+    ids=["seen items kept", "a cap", "one item", "all items"],
+)
+def test_rules_hold_across_gpus_that_share_a_catalog(tmp_path, rng, search, rules):
+    model = write_model(tmp_path / "model.onnx")
+    plain, cut = sharded_rankers(model.path, search=search, shards=3, gpus=(0, 1), **rules)
+    assert_same_lists(plain, cut, draw_histories(rng, model, 20))
+
+
+@pytest.mark.parametrize("search", [*SEARCHES, "cpu"])
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.3])
+def test_gpus_without_an_allowed_item_are_left_out(tmp_path, rng, search, share):
+    model = write_model(tmp_path / "model.onnx")
+    allowed = rng.random(NUM_ITEMS + 1) < share
+    allowed[: NUM_ITEMS // 2] = False  # nothing for the first of two GPUs
+    plain, cut = sharded_rankers(model.path, allowed, search=search, shards=2, gpus=(0, 1))
+    assert (cut.card_search is None) == (search == "cpu" or not allowed.any())
+    assert_same_lists(plain, cut, draw_histories(rng, model, 12))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_best_items_may_all_lie_with_one_gpu(tmp_path, rng, search, monkeypatch):
+    """Each GPU is asked for its share and some more; where that is too little, users are searched for again."""
+    monkeypatch.setattr(card_search, "_STEP", 1)
+    monkeypatch.setattr(cards, "_STEP", 1)
+    monkeypatch.setattr(card_search, "_SPARE", 4)
+    model = write_model(tmp_path / "model.onnx", with_history_terms=False)
+    plain, cut = sharded_rankers(model.path, search=search, shards=4, gpus=(0, 1, 2, 3), top_k=40, keep_seen=True)
+    monkeypatch.setattr(cards.math, "isqrt", lambda number: 0)
+    assert_same_lists(plain, cut, draw_histories(rng, model, 12))
+    assert cut.card_search.counts().again > 0
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_few_users_at_a_time_get_the_same_lists_of_shards(tmp_path, rng, monkeypatch, search):
+    monkeypatch.setattr(card_search, "MOST_FETCHED", 500)
+    model = write_model(tmp_path / "model.onnx")
+    plain, cut = sharded_rankers(model.path, search=search, shards=2, gpus=(0, 1), max_per_provider=2)
+    assert_same_lists(plain, cut, draw_histories(rng, model, 15))
+
+
+@pytest.mark.parametrize("failure", [MemoryError("no room")])
+def test_a_gpu_without_room_for_its_shards_is_named(tmp_path, rng, monkeypatch, failure):
+    model = write_model(tmp_path / "model.onnx")
+    plain, cut = sharded_rankers(model.path, search="triton", shards=2, gpus=(4, 5))
+
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(cut.encode.__self__._searching[5], "search", fail)
+    with pytest.raises(OutOfMemoryError, match="GPU 5: its memory ran out"):
+        assert_same_lists(plain, cut, draw_histories(rng, model, 3))
+    assert not any(cut.encode.__self__._searches.values())
+
+
+def test_a_card_has_its_shards_alone(tmp_path):
+    model = write_model(tmp_path / "model.onnx")
+    _, cut = sharded_rankers(model.path, search="triton", shards=4, gpus=(0, 1))
+    held = {
+        number: set(card._search.table.item_at[card._search.table.item_at > 0].tolist())
+        for number, card in cut.encode.__self__._searching.items()
+    }
+    assert held == {0: {*range(1, 101), *range(201, 301)}, 1: {*range(101, 201), *range(301, 401)}}
+    assert list(cut.encode.__self__._encoding) == [0]
+
+
+@pytest.mark.parametrize("search", ["auto", *SEARCHES, "cpu"])
+def test_a_job_on_gpus_that_share_a_catalog_writes_the_same_bytes(tmp_path, rng, on_the_cpu, search):
+    model = write_model(tmp_path / "model.onnx")
+    ids = model.catalog.item_ids.to_pylist()
+    histories = [[ids[at] for at in rng.integers(0, NUM_ITEMS, length)] for length in rng.integers(0, 25, 40)]
+    users = tmp_path / "users.parquet"
+    pq.write_table(
+        pa.table({"user_id": np.arange(40), "item_history": pa.array(histories, pa.list_(pa.int64()))}), users
+    )
+    options = {"device": "cuda", "search": search, "gpus": (0, 1), "top_k": 15, "max_per_provider": 3}
+    score(model.path, users, tmp_path / "whole.parquet", **options)
+    score(model.path, users, tmp_path / "cut.parquet", **options, catalog_shards=3)
+    assert (tmp_path / "cut.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_fewer_shards_than_gpus_are_refused(tmp_path, on_the_cpu):
+    with pytest.raises(
+        DataError, match="--catalog-shards 2: 3 GPUs share the shards, and some would have none; give 3"
+    ):
+        score("m.onnx", "u.parquet", tmp_path / "o.parquet", device="cuda", gpus=(0, 1, 2), catalog_shards=2)

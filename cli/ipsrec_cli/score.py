@@ -119,6 +119,13 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     show_default=True,
     help="With --device cuda: what searches. Lists are the same; triton needs torch and triton, and is the fastest.",
 )
+@click.option(
+    "--catalog-shards",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Cut the catalog into so many shards, mapped from files: for more items than memory or one GPU holds.",
+)
 @threads_option
 @click.option(
     "--engine",
@@ -174,6 +181,7 @@ def score(
     device: Literal["cpu", "cuda"],
     gpus: tuple[int, ...],
     search: Literal["auto", "cpu", "triton", "onnx"],
+    catalog_shards: int,
     threads: int | None,
     engine: Literal["local", "ray"],
     address: str | None,
@@ -218,6 +226,7 @@ def score(
         device=device,
         gpus=gpus,
         search=search,
+        catalog_shards=catalog_shards,
         threads=threads,
         engine=engine,
         address=address,
