@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from naive_training import rank
 from safetensors.torch import load_file
 from training_data import MAX_LEN, make_dataset, small_settings, small_training
 
+from ipsrec_export.export import export
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_onnx.metrics import metrics_of_ranks
+from ipsrec_onnx.model_file import open_model_file
 from ipsrec_train import loop, losses
 from ipsrec_train import train as module
 from ipsrec_train.batches import load_histories
@@ -533,30 +536,79 @@ def test_a_falling_learning_rate_cannot_be_resumed_for_another_number_of_epochs(
 
 
 WORKER = """
+import os
 import sys
-from ipsrec_train.train import train
+from ipsrec_train import train as module
 from training_data import small_settings, small_training
 
-settings, training = small_settings(dropout=0.0), small_training(epochs=2)
-train(sys.argv[1], sys.argv[2], settings=settings, training=training, threads=1, quiet=True)
+module.SEEN_S = 1.0
+dataset, folders, epochs, average = sys.argv[1], sys.argv[2].split(","), int(sys.argv[3]), float(sys.argv[4])
+module.train(
+    dataset,
+    folders[int(os.environ["RANK"]) % len(folders)],
+    settings=small_settings(dropout=0.0),
+    training=small_training(epochs=epochs, average=average),
+    threads=1,
+    resume=epochs > 2,
+    quiet=True,
+)
 """
 
 
-@pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(dataset, tmp_path):
-    script = tmp_path / "worker.py"
+def run_two_processes(folder, dataset, *outputs, epochs, average=0.0):
+    """Train as torchrun does, on the CPU; from the third epoch on, what is there goes on."""
+    script = folder / "worker.py"
     script.write_text(WORKER, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(dataset), str(tmp_path / "two")], env=environment, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    two = open_run(tmp_path / "two")
-    one = run_training(dataset, tmp_path / "one", settings=small_settings(dropout=0.0), epochs=2)
-    assert [line["targets"] for line in two.metrics] == [line["targets"] for line in one.metrics]
-    assert [line["loss"] for line in two.metrics] == pytest.approx([line["loss"] for line in one.metrics], rel=1e-4)
-    assert two.best["ndcg@10"] == pytest.approx(one.best["ndcg@10"], abs=0.02)
+    command += [str(script), str(dataset), ",".join(map(str, outputs)), str(epochs), str(average)]
+    return subprocess.run(command, env=environment, capture_output=True, check=False, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_run_goes_on_with_any_number_of_processes(dataset, tmp_path, average):
+    """Two processes take the steps of one, and each resumes and exports what the other wrote."""
+    options = {"settings": small_settings(dropout=0.0), "average": average}
+    done = run_two_processes(tmp_path, dataset, tmp_path / "two", epochs=2, average=average)
+    assert done.returncode == 0, done.stderr
+    one, two = run_training(dataset, tmp_path / "one", epochs=2, **options), open_run(tmp_path / "two")
+    assert_like_runs(two, one, rel=1e-4)
+    assert {path.name for path in two.path.iterdir()} == {path.name for path in one.path.iterdir()}
+
+    straight = run_training(dataset, tmp_path / "straight", epochs=4, **options)
+    assert_like_runs(run_training(dataset, two.path, epochs=4, resume=True, **options), straight, rel=1e-3)
+    done = run_two_processes(tmp_path, dataset, one.path, epochs=4, average=average)
+    assert done.returncode == 0, done.stderr
+    assert_like_runs(open_run(one.path), straight, rel=1e-3)
+    for name in ("one", "two"):
+        report = export(tmp_path / name, tmp_path / f"{name}.onnx")
+        assert open_model_file(report.output).training["best"] == open_run(tmp_path / name).best
+
+
+def assert_like_runs(found, expected, *, rel):
+    """The same targets, and losses and metrics up to another order of sums."""
+    assert [line["targets"] for line in found.metrics] == [line["targets"] for line in expected.metrics]
+    losses = [[line["loss"] for line in run.metrics] for run in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=rel)
+    assert found.best["ndcg@10"] == pytest.approx(expected.best["ndcg@10"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_share_the_run_folder_are_refused(dataset, tmp_path):
+    """As on two machines, each with a disk of its own: a fresh run, and one that only the first could go on with."""
+    message = "not all 2 processes find the same run there; give a folder that all machines share"
+    done = run_two_processes(tmp_path, dataset, tmp_path / "here", tmp_path / "there", epochs=2)
+    assert done.returncode != 0
+    assert done.stderr.count(f"DataError: output {tmp_path / 'here'}: {message}") == 1
+    run_training(dataset, tmp_path / "began", settings=small_settings(dropout=0.0), epochs=2)
+    shutil.copytree(tmp_path / "began", tmp_path / "behind")
+    run_training(dataset, tmp_path / "began", settings=small_settings(dropout=0.0), epochs=3, resume=True)
+    before = (tmp_path / "began" / "resume.safetensors").read_bytes()
+    done = run_two_processes(tmp_path, dataset, tmp_path / "began", tmp_path / "behind", epochs=4)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert (tmp_path / "began" / "resume.safetensors").read_bytes() == before
 
 
 def test_validation_may_be_rarer_and_changes_no_weight(straight, dataset, tmp_path):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+import numpy as np
 import torch
 
 from ipsrec_onnx.atomic import refuse_existing
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError, ExecutionProviderError
 from ipsrec_train.batches import cut_windows, load_histories
-from ipsrec_train.distributed import join_workers
+from ipsrec_train.distributed import Workers, join_workers
 from ipsrec_train.loop import Loop
 from ipsrec_train.losses import softmax_means
 from ipsrec_train.model import Model
 from ipsrec_train.progress import TrainingBar
 from ipsrec_train.run import (
+    RUN_FILE,
     Progress,
     Run,
     best_epoch,
@@ -32,6 +35,8 @@ from ipsrec_train.run import (
 )
 from ipsrec_train.settings import ModelSettings, settings_for
 from ipsrec_train.training_settings import TrainingSettings
+
+SEEN_S: Final = 60.0  # a network file system may show a new file so late
 
 
 def train(
@@ -107,6 +112,7 @@ def train(
             continue_run(folder, info, progress)
         else:
             start_run(folder, info, data.catalog)
+    _refuse_unshared(folder, progress, workers, place)
     while progress.epoch < training.epochs and not _out_of_patience(progress, training):
         line = loop.run_epoch(held_out, progress)
         progress = Progress(epoch=progress.epoch + 1, metrics=[*progress.metrics, line])
@@ -124,6 +130,25 @@ def _refuse_missing(device: Literal["cpu", "cuda"]) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise ExecutionProviderError(
             f"device cuda: torch {torch.__version__} finds no GPU; use --device cpu, or install a CUDA build of torch"
+        )
+
+
+def _refuse_unshared(folder: Path, progress: Progress, workers: Workers, place: torch.device) -> None:
+    """Refuse processes that do not see one run: each on its own disk, all but the first would begin anew.
+
+    Raises:
+        DataError: in all processes, if it is so in one.
+    """
+    workers.wait()  # the first has written it
+    seen_by = time.monotonic() + (SEEN_S if workers.size > 1 else 0.0)
+    while not (folder / RUN_FILE).is_file() and time.monotonic() < seen_by:
+        time.sleep(0.2)
+    found = np.array([(folder / RUN_FILE).is_file(), progress.epoch, progress.epoch**2], np.int64)
+    there, epochs, squares = workers.sum_array(found, place).tolist()
+    if there < workers.size or workers.size * squares != epochs**2:  # no spread: all are after the same epoch
+        raise DataError(
+            f"output {folder}: not all {workers.size} processes find the same run there; give a folder that all "
+            "machines share"
         )
 
 
