@@ -85,6 +85,15 @@ def test_a_job_writes_the_same_bytes_with_any_number_of_workers(
 
 
 @pytest.mark.slow
+def test_workers_that_cut_the_catalog_into_shards_write_the_same_bytes(
+    cluster: None, inputs: dict[str, Any], expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "ray").mkdir()
+    score(**inputs, output=f"{tmp_path}/ray/candidates/", engine="ray", workers=2, threads=1, catalog_shards=3)
+    assert crashes.everything(tmp_path / "ray") == expected
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["list", "long"])
 def test_one_file_is_the_same_too(
     cluster: None, inputs: dict[str, Any], small_parts: None, tmp_path: Path, layout: str
