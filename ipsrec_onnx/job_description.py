@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ipsrec_kernels.cpu import has_wide_vectors, runnable_paths
 from ipsrec_onnx.card_opening import kind_of_gpus
-from ipsrec_onnx.user_chunks import plan_parts
+from ipsrec_onnx.user_chunks import plan_parts, users_of_a_part
 from ipsrec_onnx.users import Users
 from ipsrec_onnx.versions import package_version
 
@@ -27,6 +27,7 @@ def describe_job(
     options: dict[str, Any],
     allowed: npt.NDArray[np.bool_] | None,
     as_folder: bool,
+    part_rows: int | None = None,
     machine: dict[str, Any],
 ) -> dict[str, Any]:
     """Describe a job by all that its bytes depend on, as JSON that a person can read.
@@ -37,6 +38,7 @@ def describe_job(
         options: by name.
         allowed: (num_items + 1,) items that the lists leave; None where no list was given.
         as_folder: are the candidates a folder of files?
+        part_rows: users of a part at most; None for what parts have by default.
         machine: that scores, as machine_kind gave it.
     """
     return {
@@ -55,7 +57,8 @@ def describe_job(
             }
             for file in users.files
         ],
-        "parts": len(plan_parts(users)),
+        "part_rows": users_of_a_part(part_rows),
+        "parts": len(plan_parts(users, part_rows)),
         **machine,
     }
 

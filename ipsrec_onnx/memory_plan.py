@@ -55,7 +55,7 @@ class RowSizes:
         ids: ids of a row in all its lists, those of the longest row group on average.
         top_k: candidates of a row.
         group_rows: users of a row group of the output.
-        part_rows: users of the largest part.
+        part_rows: users of the largest part, up to the default size of parts.
         max_len: items that the model looks at.
         dim: width of an embedding.
         proposals: bytes of what a GPU proposes for a chunk at a time; 0 where the CPU searches.

@@ -48,6 +48,7 @@ class ScoreJob:
         cards: which GPUs, and what searches on them.
         shards: how the catalog is cut.
         threads: workers; None for all usable cores, or fewer where memory is short.
+        part_rows: users of a part at most; None for what parts have by default.
         overwrite: replace existing results.
         log: says how far it is.
         started: by time.perf_counter.
@@ -64,6 +65,7 @@ class ScoreJob:
     cards: CardOptions
     shards: CatalogShards
     threads: int | None
+    part_rows: int | None
     overwrite: bool
     log: JobLog
     started: float
@@ -131,7 +133,7 @@ def do_work(
         ModuleNotFoundError: faiss, for an approximate search, is not installed.
     """
     refuse_outputs(job.targets, overwrite=job.overwrite)
-    parts = plan_parts(job.users)
+    parts = plan_parts(job.users, job.part_rows)
     schemas = job_schemas(job.model_file, job.sha256, job.options, job.items, job.users)
     if cluster is None:
         work, outputs = _work_here(folder, job, parts, schemas, index_cache=index_cache)

@@ -21,7 +21,7 @@ from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.scored_chunk import ScoredChunk, ScoreRules, score_chunk
 from ipsrec_onnx.stage_times import StageTimes
-from ipsrec_onnx.user_chunks import UserChunk, UserPart, read_chunks
+from ipsrec_onnx.user_chunks import PART_ROWS, UserChunk, UserPart, read_chunks
 from ipsrec_onnx.users import Users
 
 CHUNK_ROWS = 8192  # users of a chunk, and of a row group of the output, at most
@@ -145,7 +145,8 @@ def plan_run(
         ids=users.most_ids_of_a_row,
         top_k=top_k,
         group_rows=rules.ranker.users_at_once(CHUNK_ROWS),
-        part_rows=max((part.num_rows for part in missing), default=0),
+        # Of bigger parts no more users wait for their writer: memory matters more there than a second busy writer.
+        part_rows=min(PART_ROWS, max((part.num_rows for part in missing), default=0)),
         max_len=model.max_len,
         dim=model.dim,
         proposals=0 if rules.ranker.card_search is None else MOST_FETCHED * BYTES_PER_FETCHED,

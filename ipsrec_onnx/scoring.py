@@ -72,6 +72,7 @@ def score(
     gpus_per_worker: int = 1,
     report: str | Path | None = None,
     max_memory: int | None = None,
+    part_rows: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -124,6 +125,8 @@ def score(
         report: write a page about the job here (HTML); looks once more over the candidates. Needs the extra `report`.
         max_memory: bytes of memory that the job may have; most of what the machine has free by default. Chunks get
             smaller to fit; the output's bytes stay the same.
+        part_rows: users of a part at most; 65,536 by default. A part is what a killed job loses at most, and one file
+            of an output folder.
         resume: go on where a job of the same model, input and options was broken off, to the same bytes; begin where
             none was; do nothing where it is finished.
         overwrite: replace an existing output, and throw an unfinished job of it away, unless it may go on.
@@ -159,6 +162,7 @@ def score(
     check_shards(catalog_shards, options, cards)
     check_positive("threads", threads)
     check_positive("max_memory", max_memory)
+    check_positive("part_rows", part_rows)
     bound = memory_bound(max_memory)
     targets = output_paths(output, bad_rows=bad_rows == "divert")
     shards = CatalogShards(catalog_shards, targets.manifest.absolute().parent)
@@ -186,12 +190,14 @@ def score(
                 options=asdict(options),
                 allowed=items.allowed,
                 as_folder=targets.as_folder,
+                part_rows=part_rows,
                 machine=machine_kind(cards.gpus if device == "cuda" else None) if cluster is None else cluster.machine,
             ),
             bound=bound,
             cards=cards,
             shards=shards,
             threads=threads,
+            part_rows=part_rows,
             overwrite=overwrite,
             log=log,
             started=started,

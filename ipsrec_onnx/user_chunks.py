@@ -17,7 +17,8 @@ from ipsrec_onnx.id_lists import cast_views
 from ipsrec_onnx.memory_plan import MOST_IDS
 from ipsrec_onnx.users import Users, UsersFile, footer_sha256, open_parquet
 
-PART_ROWS = 1 << 16  # users of a part: what is lost of a job that is killed, at most, and some seconds of work
+# Users of a part, where nothing else is asked for: what is lost of a job that is killed, at most, some seconds of work.
+PART_ROWS = 1 << 16
 
 
 class UserPart(NamedTuple):
@@ -26,7 +27,7 @@ class UserPart(NamedTuple):
     Attributes:
         file: number of the file in Users.files.
         first_row: in the file, from 0.
-        num_rows: PART_ROWS, or fewer at the file's end.
+        num_rows: of the part; as many as plan_parts was asked for, or fewer at the file's end.
     """
 
     file: int
@@ -58,12 +59,23 @@ class UserChunk:
         return place if row is None else f"{place}, row {self.first_row + row}"
 
 
-def plan_parts(users: Users) -> list[UserPart]:
-    """Cut users files into parts, by the numbers of their rows alone; one empty part where there is no user at all."""
+def users_of_a_part(part_rows: int | None) -> int:
+    """What was asked for, or PART_ROWS."""
+    return PART_ROWS if part_rows is None else part_rows
+
+
+def plan_parts(users: Users, part_rows: int | None = None) -> list[UserPart]:
+    """Cut users files into parts, by the numbers of their rows alone; one empty part where there is no user at all.
+
+    Args:
+        users: as open_users gave it.
+        part_rows: users of a part at most; None for PART_ROWS.
+    """
+    most = users_of_a_part(part_rows)
     parts = [
-        UserPart(number, first_row, min(PART_ROWS, file.num_rows - first_row))
+        UserPart(number, first_row, min(most, file.num_rows - first_row))
         for number, file in enumerate(users.files)
-        for first_row in range(0, file.num_rows, PART_ROWS)
+        for first_row in range(0, file.num_rows, most)
     ]
     return parts or [UserPart(0, 0, 0)]
 

@@ -153,6 +153,11 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     "--report", help="Page about the job to write, HTML in one file. Needs jinja2 and matplotlib.  [default: none]"
 )
 @max_memory_option
+@click.option(
+    "--part-rows",
+    type=click.IntRange(min=1),
+    help="Users of a part at most: of each file of an output folder, and what a killed job loses.  [default: 65536]",
+)
 @click.option("--resume", is_flag=True, help="Go on where the same job was broken off; begin where none was.")
 @overwrite_option
 @json_option
@@ -189,6 +194,7 @@ def score(
     gpus_per_worker: int,
     report: str | None,
     max_memory: int | None,
+    part_rows: int | None,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -234,6 +240,7 @@ def score(
         gpus_per_worker=gpus_per_worker,
         report=report,
         max_memory=max_memory,
+        part_rows=part_rows,
         resume=resume,
         overwrite=overwrite,
         progress=not quiet,
