@@ -19,7 +19,8 @@ def how_to_install(extra: str, *, or_else: str | None = None) -> str:
     """Advice for one line of an error: installs this package with an extra, as README does.
 
     Args:
-        extra: of pyproject.toml: "cpu", "gpu", "triton", "approximate", "report", "ray", "train" or "experiment".
+        extra: of pyproject.toml: "cpu", "gpu", "triton", "approximate", "object-stores", "report", "ray", "train" or
+            "experiment".
         or_else: an extra that may be meant instead.
     """
     choice = "" if or_else is None else f" (or '.[{or_else}]')"
