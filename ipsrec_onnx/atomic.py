@@ -247,6 +247,14 @@ def _about(error: OSError, target: Path) -> bool:
     return name == os.fspath(target) or name.startswith(os.fspath(target.with_name(_prefix(target))))
 
 
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it, each on the disk in the one above; nothing where it is there."""
+    if not path.is_dir():
+        make_folders(path.parent)
+        path.mkdir(exist_ok=True)  # another thread may be faster
+        sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Have the disk hold a file, or the names in a folder, before the rename that makes them visible."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -47,6 +47,11 @@ def candidates_schema(
     return pa.schema(columns[layout], metadata=metadata)
 
 
+def candidate_columns(layout: Layout) -> list[str]:
+    """Names of the output's columns."""
+    return list(candidates_schema(pa.null(), pa.null(), layout=layout, metadata=None).names)
+
+
 def candidate_rows(user_id: pa.Array, ranking: Ranking, item_ids: pa.Array, *, schema: pa.Schema) -> pa.Table:
     """Lay out the lists of some users as rows of the output.
 

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from ipsrec_kernels.cpu import has_wide_vectors, runnable_paths
 from ipsrec_onnx.card_opening import kind_of_gpus
 from ipsrec_onnx.user_chunks import plan_parts, users_of_a_part
-from ipsrec_onnx.users import Users
+from ipsrec_onnx.users import Users, UsersFile
 from ipsrec_onnx.versions import package_version
 
 # Other versions may write other bytes: scores with other last bits, lists in other pages.
 _PACKAGES = ("ipsrec-onnx", "onnxruntime", "onnxruntime-gpu", "numba", "numpy", "pyarrow", "faiss-cpu")
+_MOST_FILES = 1000  # described one by one
 
 
 def describe_job(
@@ -47,16 +48,7 @@ def describe_job(
         "output": "folder" if as_folder else "file",
         "allowed_items_sha256": None if allowed is None else hashlib.sha256(np.packbits(allowed).tobytes()).hexdigest(),
         "columns": users.columns.names,
-        "input": [
-            {
-                "file": file.name,
-                "rows": file.num_rows,
-                "bytes": file.size,
-                "mtime_ns": file.mtime_ns,
-                "footer_sha256": file.footer_sha256,
-            }
-            for file in users.files
-        ],
+        "input": _describe_files(users.files),
         "part_rows": users_of_a_part(part_rows),
         "parts": len(plan_parts(users, part_rows)),
         **machine,
@@ -90,3 +82,26 @@ def first_difference(found: Any, wanted: Any, where: str = "") -> str:
             if one != other:
                 return first_difference(one, other, f"{where}[{number}]")
     return f"its {where} is {json.dumps(found)[:200]}, asked for is {json.dumps(wanted)[:200]}"
+
+
+def _describe_files(files: list[UsersFile]) -> list[dict[str, Any]]:
+    """Say of each file what it is known by; of those beyond _MOST_FILES, in one entry at the end."""
+    described = [
+        {
+            "file": file.name,
+            "rows": file.num_rows,
+            "bytes": file.size,
+            "mtime_ns": file.mtime_ns,
+            "footer_sha256": file.footer_sha256,
+        }
+        for file in files
+    ]
+    more = described[_MOST_FILES:]
+    if not more:
+        return described
+    rest = {
+        "files": len(more),
+        "rows": sum(file.num_rows for file in files[_MOST_FILES:]),
+        "sha256": hashlib.sha256(json.dumps(more).encode()).hexdigest(),
+    }
+    return [*described[:_MOST_FILES], rest]

@@ -2,7 +2,7 @@
 
     .candidates.parquet.1f0c2a77.job/
         job.json          what the job is: model, input, options, versions
-        parts/            candidates of finished parts, one Parquet file each
+        parts/            candidates of finished parts, one Parquet file each, below the folders of their partitions
         bad_rows/         their malformed rows, where these are set aside
         manifest.json     there once all is done, and what is left is to give the files their names
         lock              held by the job that works here
@@ -24,7 +24,7 @@ from ipsrec_onnx.atomic import hidden_name, readable_errors, refuse_existing, sy
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.job_description import first_difference
 from ipsrec_onnx.job_lock import LOCK, held_folder
-from ipsrec_onnx.output_paths import OutputPaths, refuse_other_folder
+from ipsrec_onnx.output_paths import OutputPaths, part_files, refuse_other_folder
 
 _DESCRIPTION, _MANIFEST, _PARTS, _BAD_ROWS = "job.json", "manifest.json", "parts", "bad_rows"
 _OLD = "replaced"  # an old output folder, until the new one has its place
@@ -62,7 +62,7 @@ class JobFolder:
 
     def num_done(self) -> int:
         """How many parts are done."""
-        return len(list((self.path / _PARTS).glob("*.parquet")))
+        return len(part_files(self.path / _PARTS))
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, where everything is done but giving the files their names; None before.
@@ -147,7 +147,8 @@ def open_job_folder(
                 for name in (_PARTS, _BAD_ROWS):
                     (path / name).mkdir(exist_ok=True)
             for unfinished in path.rglob("*.tmp"):
-                unfinished.unlink()
+                if unfinished.is_file():  # and not the folder of a partition
+                    unfinished.unlink()
             yield folder
         finally:
             if folder.finished or (folder.manifest() is None and not folder.num_done()):

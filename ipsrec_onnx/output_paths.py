@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
 from ipsrec_onnx.atomic import follow_link, refuse_existing
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.input_files import is_partition
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.users import Users
@@ -74,6 +77,25 @@ def refuse_outputs(targets: OutputPaths, *, overwrite: bool) -> None:
     refuse_other_folder(targets)
 
 
+def refuse_partitions(targets: OutputPaths, users: Users, columns: list[str]) -> None:
+    """Refuse a folder output whose readers would have two columns of one name.
+
+    Raises:
+        DataError: a key of the input's key=value folders is a column of the candidates.
+    """
+    taken = {name.casefold() for name in columns}  # DuckDB and Spark do not look at the case
+    if targets.as_folder:
+        for file in users.files:
+            for folder in filter(None, file.partition.split("/")):
+                key = unquote(folder.partition("=")[0])
+                if key.casefold() in taken:
+                    raise DataError(
+                        f"input {users.source}: {file.name} lies in a folder {folder}, and {key} is a column of the "
+                        f"candidates, {columns}, so readers of an output folder would mistake one for the other; "
+                        "write one file (--output without a slash at its end), or name the folders otherwise"
+                    )
+
+
 def refuse_other_folder(targets: OutputPaths) -> None:
     """Refuse to replace a folder that holds anything but parts of candidates.
 
@@ -81,12 +103,26 @@ def refuse_other_folder(targets: OutputPaths) -> None:
         DataError: it does.
     """
     if targets.as_folder and targets.candidates.is_dir():
-        for entry in targets.candidates.iterdir():
-            if not (entry.is_file() and _PART_NAME.fullmatch(entry.name)):
-                raise DataError(
-                    f"output {targets.candidates}: the folder there holds {entry.name!r}, which is no part of "
-                    "candidates, so it is not replaced; choose another name"
-                )
+        for entry in _foreign_entries(targets.candidates):
+            raise DataError(
+                f"output {targets.candidates}: the folder there holds {str(entry.relative_to(targets.candidates))!r}, "
+                "which is no part of candidates, so it is not replaced; choose another name"
+            )
+
+
+def _foreign_entries(folder: Path) -> Iterator[Path]:
+    """What is neither a part nor the folder of a partition that holds nothing else."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink() and is_partition(entry.name):
+            yield from _foreign_entries(entry)
+        elif not (entry.is_file() and _PART_NAME.fullmatch(entry.name)):
+            yield entry
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The parts in a folder and in those of partitions below it, in the order of their rows."""
+    parts = (path for path in folder.rglob("part-*.parquet") if _PART_NAME.fullmatch(path.name) and path.is_file())
+    return sorted(parts, key=lambda path: path.name)
 
 
 def refuse_report(report: str | Path, targets: OutputPaths, *, overwrite: bool) -> None:

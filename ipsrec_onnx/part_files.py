@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipsrec_onnx.atomic import sync
+from ipsrec_onnx.atomic import make_folders, sync
 from ipsrec_onnx.broken_work import describe_error
 from ipsrec_onnx.errors import DataError, IpsrecError
 from ipsrec_onnx.row_writer import RowWriter, open_row_writer
@@ -37,8 +37,9 @@ def broken_writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_part(path: Path, schema: pa.Schema, *, group_rows: int) -> Iterator[RowWriter]:
-    """Write a file that has its name once it is whole and on the disk."""
+    """Write a file that has its name once it is whole and on the disk; folders above it are made."""
     temporary = path.with_name(f"{path.name}.tmp")
+    make_folders(path.parent)
     try:
         temporary.touch()  # where this is not allowed, Python says which file it is, and Arrow does not
         with open_row_writer(temporary, schema, group_rows=group_rows) as writer:

@@ -131,8 +131,8 @@ class RayCluster:
         context.enable_progress_bars = context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context.execution_options.preserve_order = True
-        numbers = [{"part": list(part)} for part in parts]
-        results = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+        rows = [part._asdict() for part in parts]
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
             fn_constructor_args=(job,),
             batch_size=1,
@@ -249,7 +249,8 @@ class _Actor:
         self._worker = functools.cache(lambda: PartWorker(job))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        part = UserPart(*(int(number) for number in batch["part"][0]))
+        file, first_row, num_rows = (int(batch[name][0]) for name in ("file", "first_row", "num_rows"))
+        part = UserPart(file, first_row, num_rows, str(batch["partition"][0]))
         try:
             done: PartDone | IpsrecError = self._worker().score(part)
         except IpsrecError as error:

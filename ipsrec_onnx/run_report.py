@@ -19,7 +19,7 @@ from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.machine import cpu_model, memory_bytes
 from ipsrec_onnx.model_file import ModelFile
-from ipsrec_onnx.output_paths import OutputPaths
+from ipsrec_onnx.output_paths import OutputPaths, part_files
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.users import Users
 from ipsrec_onnx.versions import how_to_install
@@ -93,7 +93,7 @@ def run_figures(
         DataError: the candidates cannot be read.
     """
     ended = datetime.now(UTC)  # what comes now looks back, and is no part of the job
-    files = sorted(targets.candidates.glob("part-*.parquet")) if targets.as_folder else [targets.candidates]
+    files = part_files(targets.candidates) if targets.as_folder else [targets.candidates]
     statistics = candidate_statistics(files, model.catalog, any_cold=report.counts.cold_users > 0)
     return {
         "what": {

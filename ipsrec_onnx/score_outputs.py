@@ -191,8 +191,9 @@ class ScoreOutputs:
 
 
 def part_name(part: UserPart) -> str:
-    """The file of a part; names are in the order of the rows."""
-    return f"part-{part.file:05d}-{part.first_row:012d}.parquet"
+    """The file of a part, below the folders of its partition; names, without these, are in the order of the rows."""
+    name = f"part-{part.file:05d}-{part.first_row:012d}.parquet"
+    return f"{part.partition}/{name}" if part.partition else name
 
 
 def _timed(function: Callable[..., object], *arguments: Any) -> Callable[[], StageTimes]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ipsrec_onnx.candidates import Layout
+from ipsrec_onnx.candidates import Layout, candidate_columns
 from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.encoding import EncoderName
 from ipsrec_onnx.filters import allowed_items
@@ -27,7 +27,14 @@ from ipsrec_onnx.job_description import describe_job, machine_kind
 from ipsrec_onnx.job_folder import open_job_folder, refuse_unfinished_job
 from ipsrec_onnx.memory_plan import memory_bound, refuse_big_model
 from ipsrec_onnx.model_file import bytes_to_open, model_file_sha256, open_model_file
-from ipsrec_onnx.output_paths import OutputPaths, output_paths, refuse_inputs, refuse_outputs, refuse_report
+from ipsrec_onnx.output_paths import (
+    OutputPaths,
+    output_paths,
+    refuse_inputs,
+    refuse_outputs,
+    refuse_partitions,
+    refuse_report,
+)
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.ray_engine import EngineName, RayOptions, check_engine, connect
 from ipsrec_onnx.retrieval import ColdUsers
@@ -85,9 +92,9 @@ def score(
 
     Args:
         model: model file that `ipsrec export` wrote.
-        source: users: a Parquet file, a folder of them, or a URI.
-        output: what to write: a Parquet file, or, where the name ends in /, a folder of them. The account of the job
-            goes to <output>.manifest.json.
+        source: users: a Parquet file, a folder of them, a pattern such as "data/dt=*/part-*.parquet", or a URI.
+        output: what to write: a Parquet file, or, where the name ends in /, a folder of them, below the same key=value
+            folders as the input's files. The account of the job goes to <output>.manifest.json.
         top_k: length of the lists; shorter where nothing more is allowed.
         layout: "list" gives one row per user, "long" one per candidate.
         keep_seen: may an item of the user's history be recommended?
@@ -169,6 +176,7 @@ def score(
     _refuse_early(targets, report, resume=resume, overwrite=overwrite)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
     refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items, report=report)
+    refuse_partitions(targets, users, candidate_columns(layout))
     refuse_big_model(bound, path=str(model), num_bytes=bytes_to_open(model, mapped=shards.mapped_in is not None))
     model_file = open_model_file(model, mapped_in=shards.mapped_in)
     check_id_kinds(users.schema, users.columns, model_file.catalog, where=users.files[0].path)

@@ -28,11 +28,13 @@ class UserPart(NamedTuple):
         file: number of the file in Users.files.
         first_row: in the file, from 0.
         num_rows: of the part; as many as plan_parts was asked for, or fewer at the file's end.
+        partition: of the file, as in UsersFile.
     """
 
     file: int
     first_row: int
     num_rows: int
+    partition: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +75,11 @@ def plan_parts(users: Users, part_rows: int | None = None) -> list[UserPart]:
     """
     most = users_of_a_part(part_rows)
     parts = [
-        UserPart(number, first_row, min(most, file.num_rows - first_row))
+        UserPart(number, first_row, min(most, file.num_rows - first_row), file.partition)
         for number, file in enumerate(users.files)
         for first_row in range(0, file.num_rows, most)
     ]
-    return parts or [UserPart(0, 0, 0)]
+    return parts or [UserPart(0, 0, 0, users.files[0].partition)]
 
 
 def read_chunks(

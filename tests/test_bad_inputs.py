@@ -127,7 +127,20 @@ BAD_INPUTS: dict[str, tuple[str, Spoil, str, int]] = {
     "input is a URI of nobody": (
         "score",
         options("--input", "gopher://users"),
-        "input gopher://users: cannot be opened (...); check the path or URI",
+        "gopher://users: neither pyarrow nor fsspec knows gopher://; expected a path, or a URI such as ...",
+        1,
+    ),
+    "input is a pattern of nothing": (
+        "score",
+        options("--input", "{folder}/day=*/*.parquet"),
+        "input {folder}/day=*/*.parquet: no Parquet file below {folder}/ matches; check the pattern ([ itself is "
+        "written [[])",
+        1,
+    ),
+    "input is a pattern in no folder": (
+        "score",
+        options("--input", "{folder}/none/*.parquet"),
+        "input {folder}/none/*.parquet: there is no folder {folder}/none/; check the path",
         1,
     ),
     "input is a broken link": (

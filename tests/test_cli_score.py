@@ -236,7 +236,7 @@ REFUSALS: dict[str, tuple[Prepare, str]] = {
         with_copy("users.parquet", os.fsdecode(b"\xff.parquet"), "--input", "{folder}"),
         "input {folder}: its name, or that of a file in it, is no UTF-8",
     ),
-    "unknown URI": (with_options("--input", "gopher://x/y"), "input gopher://x/y: cannot be opened"),
+    "unknown URI": (with_options("--input", "gopher://x/y"), "gopher://x/y: neither pyarrow nor fsspec knows"),
     "no such model": (with_options("--model", "{folder}/none.onnx"), "none.onnx: there is no such file"),
     "no model": (with_options("--model", "{folder}/users.parquet"), "users.parquet is no ONNX model"),
     "newer model": (with_model(format_version="2"), "format version 2, this ipsrec-onnx reads up to 1; upgrade"),

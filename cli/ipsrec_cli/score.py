@@ -49,7 +49,12 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 
 @click.command()
 @model_file_option
-@click.option("--input", "source", required=True, help="Users: a Parquet file, a folder of them, or a URI.")
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    help="Users: a Parquet file, a folder of them, a quoted pattern ('data/dt=*/*.parquet'), or a URI.",
+)
 @click.option(
     "--output", required=True, help="Candidates to write: a Parquet file, or a folder of them if it ends in a slash."
 )
