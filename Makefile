@@ -49,8 +49,9 @@ $(DEMO)/candidates.parquet: $(DEMO)/ipsrec_c.onnx $(DEMO)/dataset/dataset.json $
 	$(IPSREC) score --model $(DEMO)/ipsrec_c.onnx --input $(DEMO)/households.parquet \
 		--output $(DEMO)/candidates.parquet --top-k 20 --max-per-provider 3 --overwrite
 
+# Two processes, each with whole files of tests: more would compile the same kernels side by side.
 test: lint
-	$(TEST_BIN)/python -m pytest
+	$(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-gpu: $(GPU_BIN)/.installed
 	$(GPU_BIN)/python -m pytest -m gpu

@@ -24,7 +24,6 @@ import ray
 from model_files import write_model_file
 from test_onnx_scoring import random_users
 
-from ipsrec_onnx import user_chunks
 from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.job_description import machine_kind
 from ipsrec_onnx.ray_engine import RayCluster, RayOptions, connect
@@ -42,11 +41,6 @@ def cluster() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_chunks, "PART_ROWS", PART_ROWS)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """5,000 users in two files, some rows malformed, some users cold."""
@@ -61,11 +55,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "users").mkdir()
     pq.write_table(users.slice(0, 3_100), folder / "users" / "a.parquet", row_group_size=700)
     pq.write_table(users.slice(3_100), folder / "users" / "b.parquet")
-    return {"model": str(model.path), "source": str(folder / "users"), "top_k": 20, "bad_rows": "divert"}
+    return {
+        "model": str(model.path),
+        "source": str(folder / "users"),
+        "top_k": 20,
+        "bad_rows": "divert",
+        "part_rows": PART_ROWS,
+    }
 
 
 @pytest.fixture
-def expected(inputs: dict[str, Any], small_parts: None, tmp_path: Path) -> dict[str, bytes]:
+def expected(inputs: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
     """What a job in this process writes into a folder."""
     (tmp_path / "local").mkdir()
     score(**inputs, output=f"{tmp_path}/local/candidates/", threads=1)
@@ -95,9 +95,7 @@ def test_workers_that_cut_the_catalog_into_shards_write_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["list", "long"])
-def test_one_file_is_the_same_too(
-    cluster: None, inputs: dict[str, Any], small_parts: None, tmp_path: Path, layout: str
-) -> None:
+def test_one_file_is_the_same_too(cluster: None, inputs: dict[str, Any], tmp_path: Path, layout: str) -> None:
     for name, engine in (("local", {}), ("ray", {"engine": "ray", "workers": 2})):
         (tmp_path / name).mkdir()
         score(**inputs, layout=layout, output=tmp_path / name / "c.parquet", threads=1, **engine)
@@ -171,7 +169,7 @@ def test_a_driver_that_is_killed_leaves_its_parts_to_another(
 
 @pytest.mark.slow
 def test_the_first_error_in_the_order_of_the_rows_is_the_one(
-    cluster: None, inputs: dict[str, Any], small_parts: None, tmp_path: Path
+    cluster: None, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     messages = []
     for engine in ({}, {"engine": "ray", "workers": 2}):
@@ -254,9 +252,7 @@ def test_a_machine_of_another_kind_is_refused(
 
 DRIVER = """
 import json, sys
-from ipsrec_onnx import user_chunks
 from ipsrec_onnx.scoring import score
-user_chunks.PART_ROWS = 300
 score(**json.loads(sys.argv[1]))
 """
 
