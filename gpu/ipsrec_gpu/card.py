@@ -130,7 +130,8 @@ class TritonSearchCard(_SearchingCard):
     ) -> None:
         super().__init__(device)
         with self._searching():
-            rows = torch.nn.functional.pad(torch.from_numpy(item_embeddings).to(self.device), (0, 0, 1, 0))
+            rows = torch.zeros((len(item_index) + 1, item_embeddings.shape[1]), device=self.device)  # 0 is PADDING
+            rows[1:].copy_(torch.from_numpy(item_embeddings))
             names, providers = (torch.from_numpy(np.pad(part, (1, 0))) for part in (item_index, item_provider))
             by_norm = torch.arange(1, len(item_index) + 1, device=self.device)
             self._search = Search(rows, by_norm, providers.long().to(self.device), num_providers=num_providers)
