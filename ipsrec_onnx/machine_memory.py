@@ -27,6 +27,11 @@ def held_memory(mapped_bytes: int) -> int:
     return max(sum(kinds), resident_memory() - mapped_bytes)
 
 
+def peak_memory() -> int:
+    """Bytes of memory that this process has had at most, since it began; 0 where the system does not say."""
+    return _field(_PROC / "self" / "status", "VmHWM") or 0
+
+
 def available_memory() -> int:
     """Bytes that this process may have in all, with what it has now: what is free on the machine and in its cgroups.
 

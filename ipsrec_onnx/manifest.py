@@ -93,6 +93,11 @@ def read_manifest(targets: OutputPaths) -> dict[str, Any] | None:
     return found if whole and {"job", "counts"} <= found.keys() else None
 
 
+def candidate_bytes(manifest: dict[str, Any]) -> int:
+    """Size of all files of candidates."""
+    return sum(int(entry["bytes"]) for entry in manifest["candidates"])
+
+
 def account(manifest: dict[str, Any], targets: OutputPaths) -> tuple[ScoreCounts, Recall | None]:
     """The counts of a manifest, and how good approximate lists are.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def run_figures(
             "start_s": report.start_s,
             "wall_s": report.wall_s,
             "users_per_s": report.users_per_s,
+            "plan": None if report.plan is None else asdict(report.plan),
             "samples": samples,
         },
         "scores": {

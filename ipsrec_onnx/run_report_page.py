@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ipsrec_onnx.memory_plan import size_in_words
 from ipsrec_onnx.page import render_page
 from ipsrec_onnx.run_report_plots import (
     accounts_plot,
@@ -231,7 +233,22 @@ def _what_ran(figures: dict[str, Any]) -> list[tuple[str, str]]:
             f"{machine['memory_bytes'] / 2**30:.1f} GiB of memory, {machine['system']}",
         ),
         ("this run", f"{times}, {seconds(run['wall_s'])}"),
+        *([] if run["plan"] is None else [("its plan", _plan(run["plan"]))]),
     ]
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    """How wrong the plan of a job was."""
+
+    def off(figure: dict[str, float], words: Callable[[float], str]) -> str:
+        return f"{words(figure['taken'])}, planned {words(figure['planned'])} ({figure['percent']:+.1f}%)"
+
+    sizes = [(name, plan[f"{name}_bytes"]) for name in ("memory", "output") if plan[f"{name}_bytes"] is not None]
+    return "; ".join([f"time {off(plan['wall_s'], seconds)}", *(f"{name} {off(size, _size)}" for name, size in sizes)])
+
+
+def _size(num_bytes: float) -> str:
+    return size_in_words(int(num_bytes))
 
 
 def _option(value: object) -> str:

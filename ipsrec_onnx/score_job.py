@@ -14,7 +14,8 @@ from ipsrec_onnx.filters import AllowedItems
 from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_folder import JobFolder, remove_finished_job
 from ipsrec_onnx.job_rules import job_schemas, open_rules
-from ipsrec_onnx.manifest import account, manifest_of, read_manifest
+from ipsrec_onnx.machine_memory import peak_memory
+from ipsrec_onnx.manifest import account, candidate_bytes, manifest_of, read_manifest
 from ipsrec_onnx.memory_plan import MemoryBound
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.output_paths import OutputPaths, refuse_outputs
@@ -82,6 +83,7 @@ class Work:
     cpu_s: dict[str, float] = field(default_factory=dict)
     start_s: float = 0.0
     samples: list[tuple[float, int]] = field(default_factory=list)
+    output_bytes: int = 0
 
 
 def finished_work(job: ScoreJob) -> Work | None:
@@ -114,7 +116,7 @@ def whole_work(folder: JobFolder, job: ScoreJob) -> Work | None:
 def _work_of(manifest: dict[str, Any], targets: OutputPaths) -> Work:
     """What was done before this run, by the manifest of it."""
     counts, recall = account(manifest, targets)
-    return Work(counts, resumed_rows=counts.rows_in, recall=recall)
+    return Work(counts, resumed_rows=counts.rows_in, recall=recall, output_bytes=candidate_bytes(manifest))
 
 
 def do_work(
@@ -147,7 +149,7 @@ def do_work(
             folder, job.users, parts, job=job.description, counts=work.counts, recall=work.recall, entries=entries
         )
         folder.commit(manifest, overwrite=job.overwrite)
-    return replace(work, cpu_s=dict(outputs.times.cpu_s))
+    return replace(work, cpu_s=dict(outputs.times.cpu_s), output_bytes=candidate_bytes(manifest))
 
 
 def _work_here(
@@ -273,6 +275,8 @@ def account_of(job: ScoreJob, work: Work, *, output: str) -> ScoreReport:
         start_s=work.start_s,
         wall_s=wall_s,
         users_per_s=(work.counts.rows_in - work.resumed_rows) / wall_s,
+        peak_memory_bytes=peak_memory(),
+        output_bytes=work.output_bytes,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ipsrec_onnx.approximate_recall import Recall
 from ipsrec_onnx.card_search import SearchCounts
+from ipsrec_onnx.job_plan import PlanCheck
 from ipsrec_onnx.score_counts import ScoreCounts
 
 
@@ -30,6 +31,9 @@ class ScoreReport:
         start_s: seconds from start to the first user: opening the model, laying out the items.
         wall_s: seconds from start to the finished file.
         users_per_s: users read per second of them, without those of parts that were done before.
+        peak_memory_bytes: that this process has had at most, since it began; 0 where the system does not say.
+        output_bytes: of the candidates.
+        plan: how wrong a plan of this job was; None without one, or where parts were done before.
         report: the page of the job; None where none was asked for.
         report_s: seconds that it took, after the others.
     """
@@ -49,6 +53,9 @@ class ScoreReport:
     start_s: float
     wall_s: float
     users_per_s: float
+    peak_memory_bytes: int
+    output_bytes: int
+    plan: PlanCheck | None = None
     report: str | None = None
     report_s: float = 0.0
 

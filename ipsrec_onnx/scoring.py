@@ -15,18 +15,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ipsrec_onnx.candidates import Layout, candidate_columns
 from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.encoding import EncoderName
-from ipsrec_onnx.filters import allowed_items
+from ipsrec_onnx.filters import AllowedItems, allowed_items
 from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_description import describe_job, machine_kind
 from ipsrec_onnx.job_folder import open_job_folder, refuse_unfinished_job
-from ipsrec_onnx.memory_plan import memory_bound, refuse_big_model
-from ipsrec_onnx.model_file import bytes_to_open, model_file_sha256, open_model_file
+from ipsrec_onnx.job_plan import check_plan, planned_job, prediction_for, read_plan
+from ipsrec_onnx.memory_plan import MemoryBound, memory_bound, refuse_big_model
+from ipsrec_onnx.model_file import ModelFile, bytes_to_open, model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import (
     OutputPaths,
     output_paths,
@@ -44,7 +45,7 @@ from ipsrec_onnx.score_options import ScoreOptions, check_cards, check_positive,
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.scored_chunk import BadRows, UnknownItems
 from ipsrec_onnx.session import Device
-from ipsrec_onnx.users import UserColumns, check_id_kinds, open_users
+from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users
 
 
 def score(
@@ -80,6 +81,7 @@ def score(
     report: str | Path | None = None,
     max_memory: int | None = None,
     part_rows: int | None = None,
+    plan: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -134,6 +136,7 @@ def score(
             smaller to fit; the output's bytes stay the same.
         part_rows: users of a part at most; 65,536 by default. A part is what a killed job loses at most, and one file
             of an output folder.
+        plan: file that `ipsrec plan` wrote for this very job: the account says how wrong it was.
         resume: go on where a job of the same model, input and options was broken off, to the same bytes; begin where
             none was; do nothing where it is finished.
         overwrite: replace an existing output, and throw an unfinished job of it away, unless it may go on.
@@ -173,15 +176,14 @@ def score(
     bound = memory_bound(max_memory)
     targets = output_paths(output, bad_rows=bad_rows == "divert")
     shards = CatalogShards(catalog_shards, targets.manifest.absolute().parent)
+    planned = None if plan is None else read_plan(plan)
     _refuse_early(targets, report, resume=resume, overwrite=overwrite)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
     refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items, report=report)
     refuse_partitions(targets, users, candidate_columns(layout))
-    refuse_big_model(bound, path=str(model), num_bytes=bytes_to_open(model, mapped=shards.mapped_in is not None))
-    model_file = open_model_file(model, mapped_in=shards.mapped_in)
-    check_id_kinds(users.schema, users.columns, model_file.catalog, where=users.files[0].path)
-    items = allowed_items(model_file.catalog, allow_items=allow_items, deny_items=deny_items)
-    sha256 = model_file_sha256(model)
+    model_file, sha256, items = open_model(
+        model, users, bound=bound, shards=shards, allow_items=allow_items, deny_items=deny_items
+    )
     log = JobLog(show=progress, as_json=log_json)
     with contextlib.ExitStack() as joined:
         cluster = None if on_ray is None else joined.enter_context(connect(on_ray, device=device, threads=threads))
@@ -210,6 +212,21 @@ def score(
             log=log,
             started=started,
         )
+        prediction = None
+        if planned is not None:
+            prediction = prediction_for(
+                planned,
+                planned_job(
+                    job.description,
+                    threads=threads,
+                    max_memory=max_memory,
+                    cards=cards,
+                    catalog_shards=catalog_shards,
+                    index_cache=index_cache,
+                ),
+                workers=None if cluster is None else cluster.workers,
+                path=str(plan),
+            )
         log.event(
             "job_begun",
             model=str(model),
@@ -228,10 +245,46 @@ def score(
                 if work is None:
                     work = do_work(folder, job, index_cache=index_cache, cluster=cluster)
     done = account_of(job, work, output=str(output))
+    if prediction is not None and not work.resumed_rows:
+        done = replace(
+            done,
+            plan=check_plan(
+                prediction,
+                wall_s=done.wall_s,
+                memory_bytes=done.peak_memory_bytes if cluster is None else None,
+                output_bytes=done.output_bytes,
+            ),
+        )
     if report is not None:
         done = with_report(done, report, job, work, overwrite=overwrite or resume)
     log.event("job_done", **done.to_json())
     return done
+
+
+def open_model(
+    model: str | Path,
+    users: Users,
+    *,
+    bound: MemoryBound,
+    shards: CatalogShards,
+    allow_items: str | Path | None,
+    deny_items: str | Path | None,
+) -> tuple[ModelFile, str, AllowedItems]:
+    """Open a model file for these users, and the lists of items.
+
+    Returns:
+        The model file; its SHA-256; the items that may be recommended.
+
+    Raises:
+        DataError: it does not fit into memory, the ids of the users are of another kind than its own, or a list cannot
+            be read.
+        ModelFileError: it cannot be used.
+    """
+    refuse_big_model(bound, path=str(model), num_bytes=bytes_to_open(model, mapped=shards.mapped_in is not None))
+    model_file = open_model_file(model, mapped_in=shards.mapped_in)
+    check_id_kinds(users.schema, users.columns, model_file.catalog, where=users.files[0].path)
+    items = allowed_items(model_file.catalog, allow_items=allow_items, deny_items=deny_items)
+    return model_file, model_file_sha256(model), items
 
 
 def _refuse_early(targets: OutputPaths, report: str | Path | None, *, resume: bool, overwrite: bool) -> None:

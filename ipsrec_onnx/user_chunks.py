@@ -15,7 +15,7 @@ from ipsrec_onnx.broken_work import describe_error
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.id_lists import cast_views
 from ipsrec_onnx.memory_plan import MOST_IDS
-from ipsrec_onnx.users import Users, UsersFile, footer_sha256, open_parquet
+from ipsrec_onnx.users import RowGroup, Users, UsersFile, footer_sha256, open_parquet
 
 # Users of a part, where nothing else is asked for: what is lost of a job that is killed, at most, some seconds of work.
 PART_ROWS = 1 << 16
@@ -110,15 +110,19 @@ def read_chunks(
                 group_stop = group_start + group.num_rows
                 if list(_shared(wanted, group_start, group_stop)):
                     start = group_start
-                    fitting = chunk_ids * group.num_rows // max(group.num_ids, 1)
-                    batch_rows = max(1, min(chunk_rows, fitting))
-                    for batch in _read_row_group(parquet, users, file, row_group=row_group, batch_rows=batch_rows):
+                    rows = batch_rows(group, chunk_rows=chunk_rows, chunk_ids=chunk_ids)
+                    for batch in _read_row_group(parquet, users, file, row_group=row_group, batch_rows=rows):
                         for first, stop in _shared(wanted, start, start + batch.num_rows):
-                            rows = batch.slice(first - start, stop - first)
-                            yield UserChunk(file.path, file.name, row_group, first - group_start, rows)
+                            shared = batch.slice(first - start, stop - first)
+                            yield UserChunk(file.path, file.name, row_group, first - group_start, shared)
                         start += batch.num_rows
                     _check_rows(file, row_group, found=start - group_start, expected=group_stop - group_start)
                 group_start = group_stop
+
+
+def batch_rows(group: RowGroup, *, chunk_rows: int, chunk_ids: int) -> int:
+    """Rows that are read of a row group at a time: chunk_rows, or fewer where its lists are long on average."""
+    return max(1, min(chunk_rows, chunk_ids * group.num_rows // max(group.num_ids, 1)))
 
 
 def _shared(parts: Sequence[UserPart], start: int, stop: int) -> Iterator[tuple[int, int]]:

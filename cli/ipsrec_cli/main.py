@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "Train a model on a dataset.",
     "export": "Write the model file of a training run, through the gate.",
     "experiment": "Run a table of models over seeds, with statistics and a report.",
+    "plan": "Say how long a scoring job will take, with how much memory.",
     "score": "Rank candidates for every user of a Parquet file.",
     "evaluate": "HR, MRR and NDCG of a model file, by the scoring code itself.",
     "inspect": "Show what is in a model file.",

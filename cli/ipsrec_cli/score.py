@@ -20,6 +20,7 @@ from ipsrec_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from ipsrec_onnx.job_plan import PlanCheck
     from ipsrec_onnx.score_report import ScoreReport
 
 
@@ -163,6 +164,7 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     type=click.IntRange(min=1),
     help="Users of a part at most: of each file of an output folder, and what a killed job loses.  [default: 65536]",
 )
+@click.option("--plan", help="Plan of this job, of `ipsrec plan --output`: say how wrong it was.  [default: none]")
 @click.option("--resume", is_flag=True, help="Go on where the same job was broken off; begin where none was.")
 @overwrite_option
 @json_option
@@ -200,6 +202,7 @@ def score(
     report: str | None,
     max_memory: int | None,
     part_rows: int | None,
+    plan: str | None,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -246,6 +249,7 @@ def score(
         report=report,
         max_memory=max_memory,
         part_rows=part_rows,
+        plan=plan,
         resume=resume,
         overwrite=overwrite,
         progress=not quiet,
@@ -255,6 +259,18 @@ def score(
         print_json(done.to_json())
     else:
         _print_summary(done)
+
+
+def plan_lines(check: PlanCheck) -> list[str]:
+    """Say how wrong a plan was, a line for each figure."""
+    from ipsrec_onnx.memory_plan import size_in_words
+
+    lines = [f"time: {check.wall_s.taken:,.1f} s, planned {check.wall_s.planned:,.1f} s ({check.wall_s.percent:+.1f}%)"]
+    for name, size in (("memory", check.memory_bytes), ("output", check.output_bytes)):
+        if size is not None:
+            taken, planned = (size_in_words(int(number)) for number in (size.taken, size.planned))
+            lines.append(f"{name}: {taken}, planned {planned} ({size.percent:+.1f}%)")
+    return lines
 
 
 def _print_summary(report: ScoreReport) -> None:
@@ -296,6 +312,9 @@ def _print_summary(report: ScoreReport) -> None:
             f"search: {found.search}; of {found.users:,} users {found.again:,} again, {found.on_cpu:,} by the CPU",
             highlight=False,
         )
+    if report.plan is not None:
+        for line in plan_lines(report.plan):
+            console.print(line, highlight=False)
     if report.report is not None:
         console.print(Text(f"report {report.report}"), soft_wrap=True)
     console.print(f"{report.wall_s:,.1f} s, {report.users_per_s:,.0f} users/s", highlight=False)
