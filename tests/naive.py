@@ -202,3 +202,47 @@ def half_logits(items, users):
         logits.append(rounded.astype(np.float16).astype(np.float64))
         norms.append(np.linalg.norm(scaled))
     return np.array(products), np.array(logits), np.array(norms)
+
+
+MASK = 2**64 - 1
+
+
+def _mix_word(state, word):
+    x = ((state ^ word) + 0x9E3779B97F4A7C15) & MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def _mix_string(x):
+    x = (x * 0x9E3779B97F4A7C15) & MASK
+    x ^= x >> 32
+    return (x * 0xD6E8FEB86659FD93) & MASK
+
+
+def id_word(one):
+    """An int64 is its own word, a string is hashed eight bytes at a time, the last eight (or fewer) at the end."""
+    if not isinstance(one, str):
+        return one & MASK
+    data = one.encode()
+    state = _mix_string((len(data) + 1) & MASK)
+    at = 0
+    while at < len(data) - 8:
+        state = _mix_string(state ^ int.from_bytes(data[at : at + 8], "little"))
+        state ^= state >> 32
+        at += 8
+    return _mix_string(state ^ int.from_bytes(data[-8:], "little"))
+
+
+def history_fingerprint(lists):
+    """Lists of one user, column by column."""
+    state = 1
+    for one in lists:
+        state = _mix_word(state, len(one))
+        for value in one:
+            state = _mix_word(state, id_word(value))
+    return state
+
+
+def user_fingerprint(user_id):
+    return _mix_word(1, id_word(user_id))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipsrec_kernels.id_table import Int64IdTable, StringIdTable, _hash_string, _home, _mix
+from ipsrec_kernels.id_table import Int64IdTable, StringIdTable, _home, _mix, hash_string
 
 INT64 = np.iinfo(np.int64)
 BOUNDED = settings(max_examples=60, deadline=None, derandomize=True)
@@ -67,7 +67,7 @@ def test_strings_of_equal_hash_are_told_apart():
     second = [struct.pack("<Q", 77), struct.pack("<Q", 77 ^ states[0] ^ states[1])]
     data = np.frombuffer(first[0] + second[0] + first[1] + second[1], np.uint8)
     offsets = int_array([0, 16, 32])
-    assert _hash_string(data, 0, 16) == _hash_string(data, 16, 32)
+    assert hash_string(data, 0, 16) == hash_string(data, 16, 32)
     assert StringIdTable.build(data, offsets).find(data, offsets).tolist() == [1, 2]
     assert StringIdTable.build(data, offsets[:2]).find(data, offsets).tolist() == [1, 0]
     with pytest.raises(ValueError, match="is there twice"):

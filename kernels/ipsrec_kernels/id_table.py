@@ -208,7 +208,7 @@ def _end_word(data, start, stop):
 
 
 @_inlined()
-def _hash_string(data, start, stop):
+def hash_string(data, start, stop):
     """Hash of data[start:stop], 8 bytes at a time; the length counts, so that a NUL at the end does."""
     state = _mix(np.uint64(stop - start) + np.uint64(1))
     for at in range(start, stop - 8, 8):
@@ -232,7 +232,7 @@ def _insert_strings(data, offsets, slots):
     """Fill slots; returns (-1, -1), or the rows of the first id that is there twice."""
     for row in range(len(offsets) - 1):
         start, stop = offsets[row], offsets[row + 1]
-        key = _hash_string(data, start, stop)
+        key = hash_string(data, start, stop)
         slot = _home(key, len(slots))
         while slots[slot, 1] != PADDING:
             if slots[slot, 0] == key:
@@ -264,7 +264,7 @@ def _find_strings(data, offsets, slots, table_data, table_offsets, out):
     for turn in range(num_strings + 3 * _STEP):
         row = turn
         if row < num_strings:
-            key = _hash_string(data, offsets[row], offsets[row + 1])
+            key = hash_string(data, offsets[row], offsets[row + 1])
             slot = _home(key, len(slots))
             hashes[row & (_RING - 1)] = key
             places[row & (_RING - 1)] = slot
