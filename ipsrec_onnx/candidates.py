@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from ipsrec_onnx.fingerprints import FINGERPRINT_COLUMN
 from ipsrec_onnx.retrieval import Ranking
 
 Layout = Literal["list", "long"]
@@ -20,7 +22,12 @@ def user_id_type(arrow_type: pa.DataType) -> pa.DataType:
 
 
 def candidates_schema(
-    user_id: pa.DataType, item_id: pa.DataType, *, layout: Layout, metadata: dict[str, str] | None
+    user_id: pa.DataType,
+    item_id: pa.DataType,
+    *,
+    layout: Layout,
+    metadata: dict[str, str] | None,
+    fingerprints: bool = False,
 ) -> pa.Schema:
     """Columns of the output.
 
@@ -29,6 +36,7 @@ def candidates_schema(
         item_id: type of the catalog's item ids.
         layout: "list" has one row per user, "long" one per candidate.
         metadata: what made the file, stored in it; None for a table.
+        fingerprints: does each row of the layout "list" have the fingerprint of its history?
     """
     columns = {
         "list": [
@@ -44,15 +52,24 @@ def candidates_schema(
             ("score", pa.float32()),
         ],
     }
-    return pa.schema(columns[layout], metadata=metadata)
+    own = [(FINGERPRINT_COLUMN, pa.uint64())] if fingerprints else []
+    return pa.schema([*columns[layout], *own], metadata=metadata)
 
 
-def candidate_columns(layout: Layout) -> list[str]:
+def candidate_columns(layout: Layout, *, fingerprints: bool = False) -> list[str]:
     """Names of the output's columns."""
-    return list(candidates_schema(pa.null(), pa.null(), layout=layout, metadata=None).names)
+    schema = candidates_schema(pa.null(), pa.null(), layout=layout, metadata=None, fingerprints=fingerprints)
+    return list(schema.names)
 
 
-def candidate_rows(user_id: pa.Array, ranking: Ranking, item_ids: pa.Array, *, schema: pa.Schema) -> pa.Table:
+def candidate_rows(
+    user_id: pa.Array,
+    ranking: Ranking,
+    item_ids: pa.Array,
+    *,
+    schema: pa.Schema,
+    fingerprints: npt.NDArray[np.uint64] | None = None,
+) -> pa.Table:
     """Lay out the lists of some users as rows of the output.
 
     Args:
@@ -60,6 +77,7 @@ def candidate_rows(user_id: pa.Array, ranking: Ranking, item_ids: pa.Array, *, s
         ranking: (n) their lists.
         item_ids: (num_items,) the catalog's ids; row r is item_index r + 1.
         schema: as candidates_schema made it.
+        fingerprints: (n,) uint64, where the schema has them.
 
     Returns:
         n rows in the layout "list"; in "long", as many as there are candidates.
@@ -80,5 +98,5 @@ def candidate_rows(user_id: pa.Array, ranking: Ranking, item_ids: pa.Array, *, s
         list_offsets = pa.array(offsets.astype(np.int32))
         status = pa.array([STATUS_SCORED, STATUS_COLD]).take(pa.array(ranking.cold.astype(np.int8)))
         lists = [pa.ListArray.from_arrays(list_offsets, values) for values in (ids, scores)]
-        columns = [user_id, status, *lists]
+        columns = [user_id, status, *lists, *([] if fingerprints is None else [pa.array(fingerprints)])]
     return pa.Table.from_arrays(columns, schema=schema)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ipsrec_kernels.fingerprint import FINGERPRINT_VERSION
 from ipsrec_onnx.approximate_recall import SAMPLE_USERS, Recall, choose_recall
 from ipsrec_onnx.cards import CardOptions
+from ipsrec_onnx.carried_lists import KEY_BYTES, PreviousOutput, open_carried_lists
 from ipsrec_onnx.filters import AllowedItems
+from ipsrec_onnx.fingerprints import FINGERPRINT_KEY
 from ipsrec_onnx.histories import Histories
 from ipsrec_onnx.item_shards import CatalogShards
+from ipsrec_onnx.memory_plan import MemoryBound, refuse_big_previous
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.score_options import ScoreOptions
 from ipsrec_onnx.score_outputs import RowSchemas
@@ -56,6 +60,8 @@ def open_rules(
     cards: CardOptions,
     shards: CatalogShards,
     index_cache: str | Path | None,
+    bound: MemoryBound,
+    previous: PreviousOutput | None = None,
 ) -> tuple[ScoreRules, Recall | None]:
     """Lay out the items; where the search is approximate, measure it on the first users.
 
@@ -68,18 +74,24 @@ def open_rules(
         cards: which GPUs, and what searches on them.
         shards: how the catalog is cut.
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
+        bound: memory that the job may have.
+        previous: an earlier output whose lists are carried over; None for none.
 
     Returns:
         rules: what every chunk is scored by.
         recall: how good the lists are; None where the search is exact.
 
     Raises:
-        DataError, ExecutionProviderError, ModelFileError: as build_ranker.
+        DataError, ExecutionProviderError, ModelFileError: as build_ranker; or the earlier output is broken, or too big.
         ModuleNotFoundError: faiss, for an approximate search, is not installed.
     """
     ranker = open_ranker(model_file, options, items, index_cache=index_cache, cards=cards, shards=shards)
     metadata = _made_by(sha256, options, items)
     rules = build_rules(ranker, options, columns=users.columns, schema=users.schema, metadata=metadata)
+    if previous is not None:
+        refuse_big_previous(bound, name=previous.name, num_bytes=KEY_BYTES * previous.num_rows)
+        carried = open_carried_lists(previous, model_file.catalog, top_k=ranker.top_k)
+        rules = replace(rules, carried=carried)
     if options.approximate is None:
         return rules, None
     index, recall = choose_recall(ranker, _first_histories(users, rules), target=options.approximate)
@@ -91,6 +103,7 @@ def _made_by(sha256: str, options: ScoreOptions, items: AllowedItems) -> dict[st
     return {
         "ipsrec.model_sha256": sha256,
         "ipsrec.options": json.dumps({**asdict(options), "allowed_items": items.num_allowed}),
+        **({FINGERPRINT_KEY: str(FINGERPRINT_VERSION)} if options.fingerprints else {}),
     }
 
 

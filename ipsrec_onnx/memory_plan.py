@@ -58,6 +58,7 @@ class RowSizes:
         part_rows: users of the largest part, up to the default size of parts.
         max_len: items that the model looks at.
         dim: width of an embedding.
+        kept_lists: rows of an earlier output, with their lists, that are kept; 0 where nothing is carried over.
         proposals: bytes of what a GPU proposes for a chunk at a time; 0 where the CPU searches.
     """
 
@@ -70,6 +71,7 @@ class RowSizes:
     max_len: int
     dim: int
     proposals: int = 0
+    kept_lists: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,18 @@ def refuse_big_model(bound: MemoryBound, *, path: str, num_bytes: int) -> None:
     needed = resident_memory() + _LIBRARIES + int((_OPENED_PER_BYTE + _TABLE_PER_BYTE) * num_bytes)
     if needed > bound.limit:
         raise DataError(_too_small(bound, needed, f"with model {path} of {size_in_words(num_bytes)}", ""))
+
+
+def refuse_big_previous(bound: MemoryBound, *, name: str, num_bytes: int) -> None:
+    """Refuse to carry over from an output whose keys would not fit, before they are read.
+
+    Raises:
+        DataError: with them, a job would not fit.
+    """
+    needed = resident_memory() + num_bytes
+    if needed > bound.limit:
+        what = f"with the keys of --since {name}, {size_in_words(num_bytes)}"
+        raise DataError(_too_small(bound, needed, what, "no --since, "))
 
 
 def num_writers(threads: int) -> int:
@@ -177,7 +191,11 @@ def _chunks_bytes(sizes: RowSizes, rows: int, ids: int, *, threads: int, writers
     in_work = threads * (raw + result + work + encoder)
     kept = writers - 1  # each but one may keep the rest of a chunk, and so all of it, until its row group is full
     idle = (in_flight + kept - threads) * max(raw, result)
-    return int(_KERNELS + in_work + idle + writers * _WRITTEN_COPIES * written * (sizes.item_id + 4))
+    # Of rows that are kept: index and score, both fingerprints; one group a thread is on its way with its ids besides.
+    carried = sizes.kept_lists * (8 * sizes.top_k + 24)
+    if carried:
+        in_work += threads * sizes.group_rows * (sizes.top_k * (2 * sizes.item_id + 16) + sizes.user_id + 24)
+    return int(_KERNELS + in_work + carried + idle + writers * _WRITTEN_COPIES * written * (sizes.item_id + 4))
 
 
 def id_bytes(ids: pa.DataType, values: pa.Array | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -148,17 +148,20 @@ def refuse_inputs(
     allow_items: str | Path | None,
     deny_items: str | Path | None,
     report: str | Path | None = None,
+    previous: Sequence[Path] = (),
 ) -> None:
     """Refuse an output, the page of the report among them, that would take the place of an input.
 
     Raises:
-        DataError: an output is a users file, the model file or its external data, or the allow or deny list.
+        DataError: an output is an earlier one that is carried over, a users file, the model file or its external data,
+            or the allow or deny list.
     """
     inputs = [
         ("the model file", model),
         *(("the model's external data", Path(model).parent / name) for name in _external_data(model)),
         ("the allow list", allow_items),
         ("the deny list", deny_items),
+        *(("what --since carries over", path) for path in previous),
     ]
     if isinstance(users.file_system, pafs.LocalFileSystem):
         inputs += [("one of the input's files", file.path) for file in users.files]

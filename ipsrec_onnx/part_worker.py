@@ -14,6 +14,7 @@ from typing import Any
 from ipsrec_onnx.approximate_recall import Recall
 from ipsrec_onnx.card_search import SearchCounts
 from ipsrec_onnx.cards import CardOptions
+from ipsrec_onnx.carried_lists import PreviousOutput
 from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.filters import AllowedItems
 from ipsrec_onnx.item_shards import CatalogShards
@@ -53,6 +54,7 @@ class PartsJob:
         max_memory: bytes that a worker may have; None for its share of what its machine has free.
         share: of a machine's memory that is a worker's.
         index_cache: folder in which the laid out items are kept from job to job; None lays them out anew.
+        previous: an earlier output whose lists are carried over; None for none.
     """
 
     model: str
@@ -70,6 +72,7 @@ class PartsJob:
     max_memory: int | None
     share: float
     index_cache: str | Path | None
+    previous: PreviousOutput | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class PartDone:
         cpu_s: processor seconds of each stage; none of a part that was done before.
         searched: how often a GPU's search was enough; None where the CPU searched.
         recall: how good approximate lists are; None for exact ones.
+        carried_users: of the part, whose lists were carried over.
     """
 
     part: UserPart
@@ -91,6 +95,7 @@ class PartDone:
     cpu_s: dict[str, float]
     searched: SearchCounts | None
     recall: Recall | None
+    carried_users: int = 0
 
 
 class PartWorker:
@@ -113,6 +118,7 @@ class PartWorker:
         if model_file_sha256(job.model) != job.sha256:
             raise DataError(f"model {job.model}: a worker finds another file there; give all machines the same")
         self._job, model_file = job, open_model_file(job.model, mapped_in=job.shards.mapped_in)
+        self._bound = memory_bound(job.max_memory, share=job.share)
         self._rules, self._recall = open_rules(
             model_file,
             job.sha256,
@@ -122,9 +128,10 @@ class PartWorker:
             cards=job.cards,
             shards=job.shards,
             index_cache=job.index_cache,
+            bound=self._bound,
+            previous=job.previous,
         )
         self._folder = JobFolder(job.folder, job.targets)
-        self._bound = memory_bound(job.max_memory, share=job.share)
         self._plan = functools.cache(self._plan_part)
 
     def score(self, part: UserPart) -> PartDone:
@@ -133,7 +140,7 @@ class PartWorker:
         Raises:
             IpsrecError: as score_parts; or the files that are there are broken.
         """
-        before = self._searched()
+        before, carried_before = self._searched(), self._carried()
         outputs = ScoreOutputs(self._folder, [part], self._job.schemas, parts_alone=True)
         plan = self._plan(part.num_rows)
         written = score_parts(self._job.users, self._rules, outputs, plan=plan, log=JobLog(show=False))
@@ -146,11 +153,15 @@ class PartWorker:
             cpu_s=dict(outputs.times.cpu_s),
             searched=None if before is None or after is None else after - before,
             recall=self._recall,
+            carried_users=self._carried() - carried_before,
         )
 
     def _plan_part(self, num_rows: int) -> Any:
         part = UserPart(0, 0, num_rows)
         return plan_run(self._job.users, self._rules, [part], threads=self._job.threads, bound=self._bound)
+
+    def _carried(self) -> int:
+        return 0 if self._rules.carried is None else self._rules.carried.num_found
 
     def _searched(self) -> SearchCounts | None:
         search = self._rules.ranker.card_search

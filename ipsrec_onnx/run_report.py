@@ -126,6 +126,7 @@ def run_figures(
         "counts": report.counts.to_json(),
         "run": {
             "resumed_rows": report.resumed_rows,
+            "carried_users": report.carried_users,
             "cpu_s": report.cpu_s,
             "start_s": report.start_s,
             "wall_s": report.wall_s,

@@ -100,12 +100,18 @@ def _run_note(figures: dict[str, Any]) -> str:
     run, rows = figures["run"], figures["counts"]["rows_in"]
     if not run["cpu_s"]:
         return "The job was finished before this run, which scored nothing: there is no time to show."
+    notes = []
     if run["resumed_rows"]:
-        return (
+        notes.append(
             f"This run went on with a job that was broken off: {run['resumed_rows']:,} of {rows:,} users were done "
             "before. Times and speed are of this run and its users alone."
         )
-    return ""
+    if run["carried_users"]:
+        notes.append(
+            f"The lists of {run['carried_users']:,} users, whose histories have not changed, were carried over from an "
+            "earlier output."
+        )
+    return " ".join(notes)
 
 
 def _run(figures: dict[str, Any]) -> list[_Plot]:

@@ -10,6 +10,7 @@ from typing import Any
 from ipsrec_onnx.approximate_recall import Recall
 from ipsrec_onnx.card_search import SearchCounts
 from ipsrec_onnx.cards import CardOptions
+from ipsrec_onnx.carried_lists import PreviousOutput
 from ipsrec_onnx.filters import AllowedItems
 from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_folder import JobFolder, remove_finished_job
@@ -53,6 +54,7 @@ class ScoreJob:
         overwrite: replace existing results.
         log: says how far it is.
         started: by time.perf_counter.
+        previous: an earlier output whose lists are carried over; None for none.
     """
 
     options: ScoreOptions
@@ -70,6 +72,7 @@ class ScoreJob:
     overwrite: bool
     log: JobLog
     started: float
+    previous: PreviousOutput | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Work:
     start_s: float = 0.0
     samples: list[tuple[float, int]] = field(default_factory=list)
     output_bytes: int = 0
+    carried_users: int = 0
 
 
 def finished_work(job: ScoreJob) -> Work | None:
@@ -165,6 +169,8 @@ def _work_here(
         cards=job.cards,
         shards=job.shards,
         index_cache=index_cache,
+        bound=job.bound,
+        previous=job.previous,
     )
     if recall is not None:
         job.log.note(recall.in_words())
@@ -180,6 +186,7 @@ def _work_here(
         searched=None if search is None else search.counts(),
         start_s=start_s,
         samples=list(outputs.throughput.samples),
+        carried_users=0 if rules.carried is None else rules.carried.num_found,
     )
     return work, outputs
 
@@ -212,6 +219,7 @@ def _work_on_cluster(
         max_memory=job.bound.limit if job.bound.asked else None,
         share=cluster.share,
         index_cache=None if index_cache is None else Path(index_cache).absolute(),
+        previous=job.previous,
     )
     job.log.event(
         "job_planned",
@@ -226,11 +234,13 @@ def _work_on_cluster(
     entries: dict[UserPart, dict[str, Any]] = {}
     searched: SearchCounts | None = None
     recall: Recall | None = None
+    carried_users = 0
     with job.log.progress(job.users.num_rows, what="users", already=resumed_rows, times=times) as advance:
         for done in cluster.score(to_do, parts):
             if done.entry is not None:
                 entries[done.part] = done.entry
             recall = done.recall
+            carried_users += done.carried_users
             if done.searched is not None:
                 searched = done.searched if searched is None else searched + done.searched
             for stage, seconds in done.cpu_s.items():
@@ -251,6 +261,7 @@ def _work_on_cluster(
         searched=searched,
         start_s=start_s,
         samples=list(throughput.samples),
+        carried_users=carried_users,
     )
     return work, outputs, entries
 
@@ -266,6 +277,7 @@ def account_of(job: ScoreJob, work: Work, *, output: str) -> ScoreReport:
         model_sha256=job.sha256,
         counts=work.counts,
         resumed_rows=work.resumed_rows,
+        carried_users=work.carried_users,
         allowed_items=items.num_allowed,
         unknown_allow_items=items.unknown_allow_items,
         unknown_deny_items=items.unknown_deny_items,

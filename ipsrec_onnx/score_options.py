@@ -36,6 +36,7 @@ class ScoreOptions:
     approximate: float | None
     encoder: EncoderName
     device: Device
+    fingerprints: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -52,6 +53,11 @@ class ScoreOptions:
             raise DataError(
                 f"--approximate: the candidates of --candidates-column {self.candidates_column} are always scored "
                 "exactly; leave one of the two out"
+            )
+        if self.fingerprints and self.layout == "long":
+            raise DataError(
+                "--layout long has no row for a user without candidates, and so no place for --fingerprints, which "
+                "--since needs; leave one of the two out"
             )
         for name in ("top_k", "max_per_provider"):
             check_positive(name, getattr(self, name))

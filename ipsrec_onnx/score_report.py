@@ -22,6 +22,7 @@ class ScoreReport:
         model_sha256: of the model file.
         counts: the account of rows and ids, those of parts that were done before among them.
         resumed_rows: users of parts that were done before.
+        carried_users: users whose lists this run carried over from an earlier output.
         allowed_items: items that could be recommended.
         unknown_allow_items: ids of the allow list that the catalog does not know.
         unknown_deny_items: likewise of the deny list.
@@ -44,6 +45,7 @@ class ScoreReport:
     model_sha256: str
     counts: ScoreCounts
     resumed_rows: int
+    carried_users: int
     allowed_items: int
     unknown_allow_items: int
     unknown_deny_items: int

@@ -96,5 +96,7 @@ def output_schemas(
         metadata: of the candidates' schema.
     """
     user_id = schema.field(columns.user_id).type
-    candidates = candidates_schema(user_id, item_id, layout=options.layout, metadata=metadata)
+    candidates = candidates_schema(
+        user_id, item_id, layout=options.layout, metadata=metadata, fingerprints=options.fingerprints
+    )
     return candidates, dead_letter_schema(schema)

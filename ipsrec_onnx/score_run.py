@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ipsrec_onnx.broken_work import broken_work
 from ipsrec_onnx.card_search import BYTES_PER_FETCHED, MOST_FETCHED
+from ipsrec_onnx.carried_lists import KEPT_GROUPS
 from ipsrec_onnx.cores import usable_cores
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.machine_memory import held_memory
@@ -150,6 +151,7 @@ def plan_run(
         max_len=model.max_len,
         dim=model.dim,
         proposals=0 if rules.ranker.card_search is None else MOST_FETCHED * BYTES_PER_FETCHED,
+        kept_lists=0 if rules.carried is None else KEPT_GROUPS * rules.ranker.users_at_once(CHUNK_ROWS),
     )
     num_rows = sum(part.num_rows for part in missing)
     most_rows = rules.ranker.chunk_users(_chunk_rows(num_rows, workers))

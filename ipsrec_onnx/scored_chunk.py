@@ -15,11 +15,14 @@ from ipsrec_kernels.ragged import Ragged
 from ipsrec_onnx.arrow_check import refuse_broken
 from ipsrec_onnx.bad_rows import FINE, dead_letters, find_bad_rows, refuse_bad_rows
 from ipsrec_onnx.candidates import candidate_rows
+from ipsrec_onnx.card_search import fill_lists
+from ipsrec_onnx.carried_lists import CarriedLists
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.fingerprints import FINGERPRINT_COLUMN, history_fingerprints
 from ipsrec_onnx.histories import Histories, MappedHistories, map_histories
-from ipsrec_onnx.id_lists import IdLists, id_lists
+from ipsrec_onnx.id_lists import IdLists, id_lists, range_positions
 from ipsrec_onnx.ids import find_ids
-from ipsrec_onnx.retrieval import ColdUsers, Ranker, rank_users
+from ipsrec_onnx.retrieval import ColdUsers, Ranker, Ranking, rank_users
 from ipsrec_onnx.score_counts import ScoreCounts, count_lengths
 from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.user_chunks import UserChunk
@@ -42,6 +45,7 @@ class ScoreRules:
         bad_rows: refuse a malformed row, or set it aside.
         schema: of the output.
         dead_letter_schema: of the rows set aside.
+        carried: finds the lists of users who are not scored again; None where all are.
     """
 
     ranker: Ranker
@@ -52,6 +56,7 @@ class ScoreRules:
     bad_rows: BadRows
     schema: pa.Schema
     dead_letter_schema: pa.Schema
+    carried: CarriedLists | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +96,16 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
         if columns.candidates is not None:
             given = lists[columns.candidates]
             candidates = Ragged(find_ids(catalog.item_table, given.ids), given.offsets)
-    ranking = rank_users(
-        rules.ranker,
-        mapped.known,
-        candidates=candidates,
-        cold_users="empty" if rules.cold_users == "empty" else "popular",
-        times=times,
-    )
-    with times.stage("lay_out"):
         user_id = chunk.rows.column(0).take(pa.array(rows))
-        laid_out = candidate_rows(user_id, ranking, catalog.item_ids, schema=rules.schema)
+        fingerprints = None
+        if FINGERPRINT_COLUMN in rules.schema.names:
+            fingerprints = history_fingerprints(lists[column] for column in columns.names[1:])
+    if rules.carried is None or fingerprints is None:
+        ranking = _rank(rules, mapped.known, candidates, times=times)
+    else:
+        ranking = _rank_changed(rules, rules.carried, user_id, fingerprints, mapped.known, candidates, times=times)
+    with times.stage("lay_out"):
+        laid_out = candidate_rows(user_id, ranking, catalog.item_ids, schema=rules.schema, fingerprints=fingerprints)
     return ScoredChunk(
         rows=laid_out,
         dead_letters=dead,
@@ -120,6 +125,34 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
         ),
         times=times,
     )
+
+
+def _rank(rules: ScoreRules, known: Histories, candidates: Ragged | None, *, times: StageTimes) -> Ranking:
+    cold_users: Literal["popular", "empty"] = "empty" if rules.cold_users == "empty" else "popular"
+    return rank_users(rules.ranker, known, candidates=candidates, cold_users=cold_users, times=times)
+
+
+def _rank_changed(
+    rules: ScoreRules,
+    carried: CarriedLists,
+    user_id: pa.Array,
+    fingerprints: npt.NDArray[np.uint64],
+    known: Histories,
+    candidates: Ragged | None,
+    *,
+    times: StageTimes,
+) -> Ranking:
+    """Rank those users alone whose lists are not in the earlier output; all arguments are of the same users."""
+    with times.stage("read"):
+        there, lists = carried.find(user_id, fingerprints)
+    if not there.all():
+        some = None
+        if candidates is not None:
+            starts, lengths = candidates.offsets[:-1][~there], np.diff(candidates.offsets)[~there]
+            positions, offsets = range_positions(starts, lengths)
+            some = Ragged(candidates.values[positions], offsets)
+        fill_lists(lists, ~there, _rank(rules, known.of_users(~there), some, times=times).lists)
+    return Ranking(lists, known.lengths == 0)
 
 
 def known_histories(chunk: UserChunk, rules: ScoreRules) -> Histories:

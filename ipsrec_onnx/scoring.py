@@ -21,7 +21,9 @@ from pathlib import Path
 from ipsrec_onnx.candidates import Layout, candidate_columns
 from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.encoding import EncoderName
+from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.filters import AllowedItems, allowed_items
+from ipsrec_onnx.fingerprints import check_user_type
 from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_description import describe_job, machine_kind
 from ipsrec_onnx.job_folder import open_job_folder, refuse_unfinished_job
@@ -36,6 +38,7 @@ from ipsrec_onnx.output_paths import (
     refuse_partitions,
     refuse_report,
 )
+from ipsrec_onnx.previous_output import manifest_path, open_previous
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.ray_engine import EngineName, RayOptions, check_engine, connect
 from ipsrec_onnx.retrieval import ColdUsers
@@ -78,6 +81,8 @@ def score(
     address: str | None = None,
     workers: int | None = None,
     gpus_per_worker: int = 1,
+    fingerprints: bool = False,
+    since: str | Path | None = None,
     report: str | Path | None = None,
     max_memory: int | None = None,
     part_rows: int | None = None,
@@ -131,6 +136,10 @@ def score(
         address: of the cluster, "auto" for the one that this machine is part of; None starts Ray on this machine alone.
         workers: of the cluster, side by side; one a machine by default, or one for each gpus_per_worker GPUs.
         gpus_per_worker: GPUs of a worker, with device "cuda".
+        fingerprints: add the column history_fingerprint, by which a later job finds out whose history has changed.
+        since: the output of an earlier job with fingerprints, of the same model and options: users whose history has
+            stayed as it was get their lists from it, and are not scored again. The bytes are those of a job without it
+            that has fingerprints.
         report: write a page about the job here (HTML); looks once more over the candidates. Needs the extra `report`.
         max_memory: bytes of memory that the job may have; most of what the machine has free by default. Chunks get
             smaller to fit; the output's bytes stay the same.
@@ -165,7 +174,13 @@ def score(
         approximate=approximate,
         encoder=encoder,
         device=device,
+        fingerprints=fingerprints or since is not None,
     )
+    if since is not None and approximate is not None:
+        raise DataError(
+            "--approximate chooses how far it searches by the input's first users, so that lists of --since may be "
+            "others; leave one of the two out"
+        )
     on_ray = check_engine(engine, RayOptions(address, workers, gpus_per_worker), gpus)
     of_worker = tuple(gpus) if on_ray is None or device == "cpu" else on_ray.gpus(device)
     cards = check_cards(options, CardOptions(of_worker, search), here=on_ray is None)
@@ -179,8 +194,16 @@ def score(
     planned = None if plan is None else read_plan(plan)
     _refuse_early(targets, report, resume=resume, overwrite=overwrite)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
-    refuse_inputs(targets, users, model=model, allow_items=allow_items, deny_items=deny_items, report=report)
-    refuse_partitions(targets, users, candidate_columns(layout))
+    refuse_inputs(
+        targets,
+        users,
+        model=model,
+        allow_items=allow_items,
+        deny_items=deny_items,
+        report=report,
+        previous=[] if since is None else [Path(since), manifest_path(since)],
+    )
+    refuse_partitions(targets, users, candidate_columns(layout, fingerprints=options.fingerprints))
     model_file, sha256, items = open_model(
         model, users, bound=bound, shards=shards, allow_items=allow_items, deny_items=deny_items
     )
@@ -212,6 +235,9 @@ def score(
             log=log,
             started=started,
         )
+        if since is not None:
+            check_user_type(users.schema.field(user_column).type, where=users.files[0].path)
+            job = replace(job, previous=open_previous(since, job.description))
         prediction = None
         if planned is not None:
             prediction = prediction_for(
@@ -236,6 +262,7 @@ def score(
             rows=users.num_rows,
             options=asdict(options),
             engine=engine,
+            since=None if since is None else str(since),
             resume=resume,
         )
         work = finished_work(job) if resume else None

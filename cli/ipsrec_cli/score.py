@@ -155,6 +155,13 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     show_default=True,
     help="With --engine ray and --device cuda: GPUs of a worker.",
 )
+@click.option("--fingerprints", is_flag=True, help="Add a fingerprint of each history, for a later job with --since.")
+@click.option(
+    "--since",
+    metavar="PREVIOUS_OUTPUT",
+    help="Carry lists over from this output, of the same model and options, for users whose history has not changed; "
+    "the bytes are those of a whole job. Adds --fingerprints, and needs them there.",
+)
 @click.option(
     "--report", help="Page about the job to write, HTML in one file. Needs jinja2 and matplotlib.  [default: none]"
 )
@@ -199,6 +206,8 @@ def score(
     address: str | None,
     workers: int | None,
     gpus_per_worker: int,
+    fingerprints: bool,
+    since: str | None,
     report: str | None,
     max_memory: int | None,
     part_rows: int | None,
@@ -246,6 +255,8 @@ def score(
         address=address,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
+        fingerprints=fingerprints,
+        since=since,
         report=report,
         max_memory=max_memory,
         part_rows=part_rows,
@@ -286,6 +297,7 @@ def _print_summary(report: ScoreReport) -> None:
         ("users read", counts.rows_in, True),
         ("users written", counts.rows_out, True),
         ("of them before this run", report.resumed_rows, False),
+        ("of them carried over from an earlier output", report.carried_users, False),
         (f"malformed rows, in {report.bad_rows}", counts.rows_diverted, report.bad_rows is not None),
         *((f"of them because {reason}", count, True) for reason, count in counts.diverted_by_reason.items()),
         ("cold users", counts.cold_users, True),
