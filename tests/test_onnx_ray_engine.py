@@ -94,6 +94,22 @@ def test_workers_that_cut_the_catalog_into_shards_write_the_same_bytes(
 
 
 @pytest.mark.slow
+def test_workers_carry_lists_over_to_the_same_bytes(
+    cluster: None, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier output has the users of the first file; its name is relative to where the driver runs."""
+    first = {**inputs, "source": f"{inputs['source']}/a.parquet"}
+    earlier = score(**first, output=f"{tmp_path}/earlier/", threads=1, fingerprints=True)
+    for name in ("local", "ray"):
+        (tmp_path / name).mkdir()
+    score(**inputs, output=f"{tmp_path}/local/candidates/", threads=1, fingerprints=True)
+    monkeypatch.chdir(tmp_path)
+    done = score(**inputs, output="ray/candidates/", since="earlier", engine="ray", workers=2, threads=1)
+    assert crashes.everything(tmp_path / "ray") == crashes.everything(tmp_path / "local")
+    assert done.carried_users == earlier.counts.rows_out > 3_000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["list", "long"])
 def test_one_file_is_the_same_too(cluster: None, inputs: dict[str, Any], tmp_path: Path, layout: str) -> None:
     for name, engine in (("local", {}), ("ray", {"engine": "ray", "workers": 2})):
