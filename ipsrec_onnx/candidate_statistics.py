@@ -17,6 +17,7 @@ from ipsrec_onnx.candidates import STATUS_COLD
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.ids import find_ids, plain_ids
+from ipsrec_onnx.object_store import StorePath, open_whole
 from ipsrec_onnx.score_histogram import Histogram
 
 SCORE_BINS = 64
@@ -61,7 +62,7 @@ class _Lists(NamedTuple):
     cold: npt.NDArray[np.bool_]
 
 
-def candidate_statistics(files: Sequence[Path], catalog: Catalog, *, any_cold: bool) -> CandidateStatistics:
+def candidate_statistics(files: Sequence[Path | StorePath], catalog: Catalog, *, any_cold: bool) -> CandidateStatistics:
     """Read candidates, a row group at a time.
 
     Args:
@@ -76,7 +77,7 @@ def candidate_statistics(files: Sequence[Path], catalog: Catalog, *, any_cold: b
     statistics = CandidateStatistics(catalog.num_items)
     for path in files:
         try:
-            with pq.ParquetFile(path) as parquet:
+            with open_whole(path) as parquet:
                 for lists in _row_groups(parquet, catalog, path, any_cold=any_cold):
                     statistics.add(lists)
         except (pa.ArrowException, OSError) as error:
@@ -86,7 +87,9 @@ def candidate_statistics(files: Sequence[Path], catalog: Catalog, *, any_cold: b
     return statistics
 
 
-def _row_groups(parquet: pq.ParquetFile, catalog: Catalog, path: Path, *, any_cold: bool) -> Iterator[_Lists]:
+def _row_groups(
+    parquet: pq.ParquetFile, catalog: Catalog, path: Path | StorePath, *, any_cold: bool
+) -> Iterator[_Lists]:
     long = "rank" in parquet.schema_arrow.names
     for row_group in range(parquet.num_row_groups):
         columns = ["rank", "item_id", "score"] if long else ["status", "item_ids", "scores"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipsrec_onnx.cores import cgroup_cores, usable_cores
 from ipsrec_onnx.errors import ExecutionProviderError
+from ipsrec_onnx.staging import staged
 from ipsrec_onnx.versions import NOT_INSTALLED, how_to_install, package_version
 
 if TYPE_CHECKING:  # doctor must run where onnxruntime is missing
@@ -38,6 +39,7 @@ class Problem:
     mend: str
 
 
+@staged(inputs=["model"])
 def doctor(device: Device | None = None, *, model: str | Path | None = None) -> dict[str, Any]:
     """Look at this machine, and at how it runs a model.
 

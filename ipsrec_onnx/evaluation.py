@@ -29,6 +29,7 @@ from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.retrieval import Ranker, build_ranker, rank_users
 from ipsrec_onnx.session import Device, refuse_missing
 from ipsrec_onnx.stage_times import StageTimes
+from ipsrec_onnx.staging import staged
 
 _CHUNK_ROWS = 1024  # users of a chunk at most
 
@@ -83,6 +84,7 @@ class HeldOutRanks:
     unknown_targets: int
 
 
+@staged(inputs=["model", "dataset"])
 def evaluate(
     model: str | Path,
     dataset: str | Path,

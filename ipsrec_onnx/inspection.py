@@ -10,8 +10,10 @@ import pyarrow as pa
 from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
 from ipsrec_onnx.onnx_proto import graph_opset
+from ipsrec_onnx.staging import staged
 
 
+@staged(inputs=["model"])
 def inspect(model: str | Path) -> dict[str, Any]:
     """Describe a model file: JSON values only.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from ipsrec_kernels.cpu import has_wide_vectors, runnable_paths
 from ipsrec_onnx.card_opening import kind_of_gpus
+from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.user_chunks import plan_parts, users_of_a_part
 from ipsrec_onnx.users import Users, UsersFile
 from ipsrec_onnx.versions import package_version
@@ -69,6 +70,32 @@ def machine_kind(gpus: Sequence[int] | None) -> dict[str, Any]:
         **({} if gpus is None else {"gpu": kind_of_gpus(gpus)}),
         "versions": {name: package_version(name) for name in _PACKAGES},
     }
+
+
+def refuse_unfinished(
+    output: str, found: dict[str, Any], wanted: dict[str, Any], *, done: int, resume: bool
+) -> NoReturn:
+    """Refuse to touch the unfinished job of an output.
+
+    Args:
+        output: for the message.
+        found: the unfinished job's description.
+        wanted: that of the job that is asked for.
+        done: finished parts of the unfinished one.
+        resume: was it to go on?
+
+    Raises:
+        DataError: always.
+    """
+    if resume:
+        raise DataError(
+            f"output {output}: the unfinished job there is another one: {first_difference(found, wanted)}; give what "
+            "it was begun with, or start over with --overwrite"
+        )
+    raise DataError(
+        f"output {output}: an unfinished job is there, {done} parts done; go on with --resume, or start over with "
+        "--overwrite"
+    )
 
 
 def first_difference(found: Any, wanted: Any, where: str = "") -> str:

@@ -18,19 +18,26 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ipsrec_onnx.atomic import hidden_name, readable_errors, refuse_existing, sync
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.job_description import first_difference
+from ipsrec_onnx.job_description import refuse_unfinished
 from ipsrec_onnx.job_lock import LOCK, held_folder
-from ipsrec_onnx.output_paths import OutputPaths, part_files, refuse_other_folder
+from ipsrec_onnx.output_paths import LocalPaths, OutputPaths, StorePaths, part_files, refuse_other_folder
+from ipsrec_onnx.store_job_folder import (
+    StoreJobFolder,
+    open_part_writer,
+    open_store_job,
+    refuse_unfinished_store_job,
+    remove_finished_store_job,
+)
 
 _DESCRIPTION, _MANIFEST, _PARTS, _BAD_ROWS = "job.json", "manifest.json", "parts", "bad_rows"
 _OLD = "replaced"  # an old output folder, until the new one has its place
 
 
-class JobFolder:
+class LocalJobFolder:
     """The files of one job; made by open_job_folder.
 
     Attributes:
@@ -39,7 +46,7 @@ class JobFolder:
         finished: have all files their names?
     """
 
-    def __init__(self, path: Path, targets: OutputPaths) -> None:
+    def __init__(self, path: Path, targets: LocalPaths) -> None:
         self.path, self.targets, self.finished = path, targets, False
 
     def part(self, name: str) -> Path:
@@ -59,6 +66,9 @@ class JobFolder:
     def whole_bad_rows(self) -> Path:
         """The malformed rows of all parts."""
         return self.path / "bad_rows.parquet"
+
+    def look(self) -> None:
+        """See what other processes have done by now: a disk says so at any time."""
 
     def num_done(self) -> int:
         """How many parts are done."""
@@ -108,9 +118,24 @@ class JobFolder:
         self.finished = True
 
 
-def job_folder_path(targets: OutputPaths) -> Path:
+JobFolder: TypeAlias = LocalJobFolder | StoreJobFolder
+
+
+def job_folder_path(targets: LocalPaths) -> Path:
     """The hidden folder of a job with these results."""
     return hidden_name(targets.candidates, "job")
+
+
+def open_worker_folder(path: Path | None, targets: OutputPaths) -> JobFolder:
+    """Open a job that another process holds, to write parts of it.
+
+    Args:
+        path: of the job's folder; None where it is in a store.
+        targets: where the results go.
+    """
+    if isinstance(targets, StorePaths):
+        return open_part_writer(targets)
+    return LocalJobFolder(path or job_folder_path(targets), targets)
 
 
 @contextlib.contextmanager
@@ -131,13 +156,18 @@ def open_job_folder(
         DataError: another process has the output; an unfinished job is there and may neither go on nor be thrown away;
             or the disk is full.
     """
+    if isinstance(targets, StorePaths):
+        with open_store_job(targets, description, resume=resume, overwrite=overwrite) as stored:
+            yield stored
+        return
     path = job_folder_path(targets)
     with readable_errors(targets.candidates), held_folder(path, output=targets.candidates):
-        folder = JobFolder(path, targets)
+        folder = LocalJobFolder(path, targets)
         found = _read_description(path)
         if found is not None and not (resume and found == description):
             if not overwrite:
-                _refuse_unfinished(path, targets, found, description, resume=resume)
+                done = LocalJobFolder(path, targets).num_done()
+                refuse_unfinished(str(targets.candidates), found, description, done=done, resume=resume)
             found = None
         try:
             if found is None:
@@ -157,6 +187,9 @@ def open_job_folder(
 
 def remove_finished_job(targets: OutputPaths, description: dict[str, Any]) -> None:
     """Remove what is left of a job that was killed when all its results had their names already."""
+    if isinstance(targets, StorePaths):
+        remove_finished_store_job(targets, description)
+        return
     path = job_folder_path(targets)
     if path.exists():
         with readable_errors(targets.candidates), held_folder(path, output=targets.candidates):
@@ -170,27 +203,15 @@ def refuse_unfinished_job(targets: OutputPaths) -> None:
     Raises:
         DataError: so it is.
     """
+    if isinstance(targets, StorePaths):
+        refuse_unfinished_store_job(targets)
+        return
     path = job_folder_path(targets)
     if _read_description(path) is not None:
         with held_folder(path, output=targets.candidates):
             pass
-        _refuse_unfinished(path, targets, {}, {}, resume=False)
-
-
-def _refuse_unfinished(
-    path: Path, targets: OutputPaths, found: dict[str, Any], wanted: dict[str, Any], *, resume: bool
-) -> None:
-    output = targets.candidates
-    if resume:
-        raise DataError(
-            f"output {output}: the unfinished job there is another one: {first_difference(found, wanted)}; give what "
-            "it was begun with, or start over with --overwrite"
-        )
-    done = JobFolder(path, targets).num_done()
-    raise DataError(
-        f"output {output}: an unfinished job is there, {done} parts done; go on with --resume, or start over with "
-        "--overwrite"
-    )
+        done = LocalJobFolder(path, targets).num_done()
+        refuse_unfinished(str(targets.candidates), {}, {}, done=done, resume=False)
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:
@@ -211,7 +232,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return dict(found) if isinstance(found, dict) else {}
 
 
-def _begin_anew(path: Path, targets: OutputPaths) -> None:
+def _begin_anew(path: Path, targets: LocalPaths) -> None:
     """Throw an unfinished job away, but for the lock; an output that it was about to replace comes back."""
     if (path / _OLD).exists() and not targets.candidates.exists():
         (path / _OLD).rename(targets.candidates)
@@ -238,7 +259,7 @@ def _remove(path: Path) -> None:
         path.rmdir()
 
 
-def _remove_old_account(targets: OutputPaths) -> None:
+def _remove_old_account(targets: LocalPaths) -> None:
     """An old manifest says nothing of the new candidates; nor do its malformed rows, where there are no new ones."""
     try:
         old = json.loads(targets.manifest.read_text(encoding="utf-8"))

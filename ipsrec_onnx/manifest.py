@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from ipsrec_onnx.approximate_recall import Recall
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.job_folder import JobFolder
-from ipsrec_onnx.output_paths import OutputPaths
+from ipsrec_onnx.output_paths import OutputPaths, StorePaths
+from ipsrec_onnx.part_files import entry_of
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_outputs import part_name
+from ipsrec_onnx.store_job_folder import refuse_changed_files
 from ipsrec_onnx.user_chunks import UserPart
 from ipsrec_onnx.users import Users
 
@@ -52,8 +50,8 @@ def manifest_of(
     if targets.as_folder:
         candidates = [entries.get(part) or part_entry(folder, users, part) for part in parts]
     else:
-        candidates = [_file_entry(folder.whole, name=targets.candidates.name)]
-    bad_rows = None if targets.bad_rows is None else _file_entry(folder.whole_bad_rows, name=targets.bad_rows.name)
+        candidates = [entry_of(folder.whole, name=targets.candidates.name)]
+    bad_rows = None if targets.bad_rows is None else entry_of(folder.whole_bad_rows, name=targets.bad_rows.name)
     return {
         "format_version": FORMAT_VERSION,
         "job": job,
@@ -67,13 +65,15 @@ def manifest_of(
 def part_entry(folder: JobFolder, users: Users, part: UserPart) -> dict[str, Any]:
     """Describe the file of a part that is done, and the rows of the input that it is of."""
     return {
-        **_file_entry(folder.part(part_name(part)), name=part_name(part)),
+        **entry_of(folder.part(part_name(part)), name=part_name(part)),
         "of": {"file": users.files[part.file].name, "first_row": part.first_row, "rows": part.num_rows},
     }
 
 
 def read_manifest(targets: OutputPaths) -> dict[str, Any] | None:
     """The manifest of a finished output; None where there is none that can be read, or a file is not as it says."""
+    if isinstance(targets, StorePaths):
+        return _read_stored_manifest(targets)
     try:
         found = json.loads(targets.manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -98,6 +98,17 @@ def candidate_bytes(manifest: dict[str, Any]) -> int:
     return sum(int(entry["bytes"]) for entry in manifest["candidates"])
 
 
+def _read_stored_manifest(targets: StorePaths) -> dict[str, Any] | None:
+    found = targets.manifest.read_json()
+    if found is None or found.get("format_version") != FORMAT_VERSION:
+        return None
+    try:
+        refuse_changed_files(found, targets)
+    except (DataError, KeyError, TypeError):
+        return None
+    return found if {"job", "counts"} <= found.keys() else None
+
+
 def account(manifest: dict[str, Any], targets: OutputPaths) -> tuple[ScoreCounts, Recall | None]:
     """The counts of a manifest, and how good approximate lists are.
 
@@ -111,14 +122,3 @@ def account(manifest: dict[str, Any], targets: OutputPaths) -> tuple[ScoreCounts
         raise DataError(
             f"output {targets.candidates}: its manifest is broken ({error}); start over with --overwrite"
         ) from error
-
-
-def _file_entry(path: Path, *, name: str) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "file": name,
-        "rows": pq.read_metadata(path).num_rows,
-        "bytes": path.stat().st_size,
-        "sha256": digest,
-    }

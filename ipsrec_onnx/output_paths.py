@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import unquote
 
 import pyarrow.fs as pafs
@@ -13,16 +15,18 @@ import pyarrow.fs as pafs
 from ipsrec_onnx.atomic import follow_link, refuse_existing
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.input_files import is_partition
+from ipsrec_onnx.object_store import StorePath, refuse_stored, store_path
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
+from ipsrec_onnx.uris import is_uri, local_path, names_folder
 from ipsrec_onnx.users import Users
 
 _PART_NAME = re.compile(r"part-\d{5,}-\d{12,}\.parquet")  # as score_outputs.part_name gives it
 
 
 @dataclass(frozen=True)
-class OutputPaths:
-    """Where a job's results go.
+class LocalPaths:
+    """Where a job's results go on this machine.
 
     Attributes:
         candidates: a Parquet file, or a folder of them.
@@ -42,6 +46,36 @@ class OutputPaths:
         return [path for path in (self.candidates, self.bad_rows, self.manifest) if path is not None]
 
 
+@dataclass(frozen=True, eq=False)
+class StorePaths:
+    """Where a job's results go in a store.
+
+    Attributes:
+        candidates: a Parquet file, or a folder of them.
+        as_folder: which of the two.
+        bad_rows: a Parquet file of malformed rows; None unless they are set aside.
+        manifest: the JSON account of it all.
+    """
+
+    candidates: StorePath
+    as_folder: bool
+    bad_rows: StorePath | None
+    manifest: StorePath
+
+    @property
+    def all(self) -> list[StorePath]:
+        """All that are written."""
+        return [path for path in (self.candidates, self.bad_rows, self.manifest) if path is not None]
+
+    @property
+    def bad_rows_name(self) -> StorePath:
+        """Where malformed rows lie if they are set aside, by this job or an older one."""
+        return self.candidates.with_name(f"{self.candidates.name}.bad_rows.parquet")
+
+
+OutputPaths: TypeAlias = LocalPaths | StorePaths
+
+
 def output_paths(output: str | Path, *, bad_rows: bool) -> OutputPaths:
     """Name the results of a job; `bad_rows` says whether malformed rows are set aside.
 
@@ -51,11 +85,38 @@ def output_paths(output: str | Path, *, bad_rows: bool) -> OutputPaths:
     Raises:
         DataError: as refuse_existing, for a name that could not be written even with overwrite.
     """
+    output = local_path(output)
+    if is_uri(output):
+        return _store_paths(output, bad_rows=bad_rows)
+    return paths_on_disk(output, bad_rows=bad_rows)
+
+
+def paths_on_disk(output: str | Path, *, bad_rows: bool) -> LocalPaths:
+    """As output_paths, for a path of this machine."""
     refuse_existing(output, overwrite=True)
     candidates = follow_link(Path(output))
-    return OutputPaths(
+    return LocalPaths(
         candidates=candidates,
         as_folder=str(output).endswith("/"),
+        bad_rows=candidates.with_name(f"{candidates.name}.bad_rows.parquet") if bad_rows else None,
+        manifest=candidates.with_name(f"{candidates.name}.manifest.json"),
+    )
+
+
+def folder_on_disk(targets: OutputPaths) -> Path:
+    """Where big files of a job may lie while it runs: beside the output, or where this machine keeps such files."""
+    if isinstance(targets, StorePaths):
+        return Path(tempfile.gettempdir())
+    return targets.manifest.absolute().parent
+
+
+def _store_paths(output: str | Path, *, bad_rows: bool) -> StorePaths:
+    candidates = store_path(output)
+    if not candidates.name:
+        raise DataError(f"output {candidates} has no name of its own; name a file or folder in it")
+    return StorePaths(
+        candidates=candidates,
+        as_folder=names_folder(output),
         bad_rows=candidates.with_name(f"{candidates.name}.bad_rows.parquet") if bad_rows else None,
         manifest=candidates.with_name(f"{candidates.name}.manifest.json"),
     )
@@ -67,6 +128,9 @@ def refuse_outputs(targets: OutputPaths, *, overwrite: bool) -> None:
     Raises:
         DataError: as refuse_existing; or what is to be replaced is a folder of something else.
     """
+    if isinstance(targets, StorePaths):
+        _refuse_stored_outputs(targets, overwrite=overwrite)
+        return
     for path in targets.all:
         refuse_existing(path, overwrite=overwrite)
         if path.is_dir() and not (path == targets.candidates and targets.as_folder):
@@ -96,7 +160,26 @@ def refuse_partitions(targets: OutputPaths, users: Users, columns: list[str]) ->
                     )
 
 
-def refuse_other_folder(targets: OutputPaths) -> None:
+def _refuse_stored_outputs(targets: StorePaths, *, overwrite: bool) -> None:
+    for path in targets.all:
+        is_folder = path == targets.candidates and targets.as_folder
+        refuse_stored(path, overwrite=overwrite or is_folder)
+        if path.is_dir() and not is_folder:
+            raise DataError(
+                f"output {path} is a folder, expected the name of a file; choose another name, or end it with / for a "
+                "folder of parts"
+            )
+    if targets.as_folder:
+        for name in targets.candidates.files():
+            if not is_part(name):
+                raise _holds_other(targets, name)
+            if not overwrite:
+                raise DataError(
+                    f"output {targets.candidates} exists already; choose another name, or replace it with --overwrite"
+                )
+
+
+def refuse_other_folder(targets: LocalPaths) -> None:
     """Refuse to replace a folder that holds anything but parts of candidates.
 
     Raises:
@@ -104,10 +187,20 @@ def refuse_other_folder(targets: OutputPaths) -> None:
     """
     if targets.as_folder and targets.candidates.is_dir():
         for entry in _foreign_entries(targets.candidates):
-            raise DataError(
-                f"output {targets.candidates}: the folder there holds {str(entry.relative_to(targets.candidates))!r}, "
-                "which is no part of candidates, so it is not replaced; choose another name"
-            )
+            raise _holds_other(targets, str(entry.relative_to(targets.candidates)))
+
+
+def is_part(name: str) -> bool:
+    """Is this, below the folder of an output, a part of candidates, perhaps in the folders of partitions?"""
+    *folders, file = name.split("/")
+    return all(is_partition(folder) for folder in folders) and _PART_NAME.fullmatch(file) is not None
+
+
+def _holds_other(targets: OutputPaths, name: str) -> DataError:
+    return DataError(
+        f"output {targets.candidates}: the folder there holds {name!r}, which is no part of candidates, so it is not "
+        "replaced; choose another name"
+    )
 
 
 def _foreign_entries(folder: Path) -> Iterator[Path]:
@@ -119,8 +212,11 @@ def _foreign_entries(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def part_files(folder: Path) -> list[Path]:
+def part_files(folder: Path | StorePath) -> Sequence[Path | StorePath]:
     """The parts in a folder and in those of partitions below it, in the order of their rows."""
+    if isinstance(folder, StorePath):
+        names = sorted(filter(is_part, folder.files()), key=lambda name: name.rpartition("/")[2])
+        return [folder / name for name in names]
     parts = (path for path in folder.rglob("part-*.parquet") if _PART_NAME.fullmatch(path.name) and path.is_file())
     return sorted(parts, key=lambda path: path.name)
 
@@ -134,6 +230,8 @@ def refuse_report(report: str | Path, targets: OutputPaths, *, overwrite: bool) 
     path = refuse_existing(report, overwrite=overwrite)
     if path.is_dir():
         raise DataError(f"report {path} is a folder, expected the name of a file; choose another name")
+    if isinstance(targets, StorePaths):
+        return
     real = path.resolve()
     for target in targets.all:
         if real == target.resolve() or (targets.as_folder and real.is_relative_to(target.resolve())):
@@ -156,6 +254,9 @@ def refuse_inputs(
         DataError: an output is an earlier one that is carried over, a users file, the model file or its external data,
             or the allow or deny list.
     """
+    if isinstance(targets, StorePaths):
+        _refuse_stored_inputs(targets, users)
+        return
     inputs = [
         ("the model file", model),
         *(("the model's external data", Path(model).parent / name) for name in _external_data(model)),
@@ -171,6 +272,15 @@ def refuse_inputs(
                 raise DataError(f"output {output} is {name}; choose another name")
             if path is not None and targets.as_folder and Path(path).resolve().is_relative_to(output.resolve()):
                 raise DataError(f"output {output}: {name} lies in it; choose another name")
+
+
+def _refuse_stored_inputs(targets: StorePaths, users: Users) -> None:
+    """Refuse an output in the store that would take the place of the users."""
+    for file in users.files:
+        for output in targets.all:
+            place = StorePath(users.file_system, file.path, file.path, "")
+            if place.is_in(output):
+                raise DataError(f"output {output} is one of the input's files, or holds it; choose another name")
 
 
 def _external_data(model: str | Path) -> list[str]:

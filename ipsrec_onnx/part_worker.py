@@ -19,7 +19,7 @@ from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.filters import AllowedItems
 from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_description import first_difference, machine_kind
-from ipsrec_onnx.job_folder import JobFolder
+from ipsrec_onnx.job_folder import open_worker_folder
 from ipsrec_onnx.job_rules import open_rules
 from ipsrec_onnx.manifest import part_entry
 from ipsrec_onnx.memory_plan import memory_bound
@@ -30,6 +30,7 @@ from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_options import ScoreOptions
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_run import plan_run, score_parts
+from ipsrec_onnx.staging import fetched_model
 from ipsrec_onnx.user_chunks import UserPart
 from ipsrec_onnx.users import Users
 
@@ -46,7 +47,7 @@ class PartsJob:
         users: who is scored.
         items: that may be recommended.
         schemas: of what is written.
-        folder: of the job.
+        folder: of the job, where it is on a disk; None where the output is in a store.
         targets: where its results go.
         cards: which GPUs of the worker, and what searches on them.
         shards: how the catalog is cut.
@@ -64,7 +65,7 @@ class PartsJob:
     users: Users
     items: AllowedItems
     schemas: RowSchemas
-    folder: Path
+    folder: Path | None
     targets: OutputPaths
     cards: CardOptions
     shards: CatalogShards
@@ -115,9 +116,11 @@ class PartWorker:
                 f"a worker's machine would round differently from the others: {first_difference(job.machine, found)}; "
                 "take machines of one kind, with the same packages"
             )
-        if model_file_sha256(job.model) != job.sha256:
+        fetched = fetched_model(job.model)  # left when the process ends
+        model = fetched.__enter__()
+        if model_file_sha256(model) != job.sha256:
             raise DataError(f"model {job.model}: a worker finds another file there; give all machines the same")
-        self._job, model_file = job, open_model_file(job.model, mapped_in=job.shards.mapped_in)
+        self._job, model_file = job, open_model_file(model, mapped_in=job.shards.mapped_in)
         self._bound = memory_bound(job.max_memory, share=job.share)
         self._rules, self._recall = open_rules(
             model_file,
@@ -131,7 +134,7 @@ class PartWorker:
             bound=self._bound,
             previous=job.previous,
         )
-        self._folder = JobFolder(job.folder, job.targets)
+        self._folder = open_worker_folder(job.folder, job.targets)
         self._plan = functools.cache(self._plan_part)
 
     def score(self, part: UserPart) -> PartDone:

@@ -21,17 +21,19 @@ from ipsrec_onnx.job_plan import JobPlan, Prediction, planned_job
 from ipsrec_onnx.job_rules import job_schemas, open_rules
 from ipsrec_onnx.machine_memory import peak_memory
 from ipsrec_onnx.memory_plan import memory_bound
-from ipsrec_onnx.output_paths import output_paths, refuse_partitions
+from ipsrec_onnx.output_paths import paths_on_disk, refuse_partitions
 from ipsrec_onnx.probe import Probe, probe_users
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.score_options import ScoreOptions, check_cards, check_positive, check_shards
 from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems
 from ipsrec_onnx.scoring import open_model
 from ipsrec_onnx.session import Device
+from ipsrec_onnx.staging import staged
 from ipsrec_onnx.user_chunks import UserPart, plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
 
+@staged(inputs=["model", "allow_items", "deny_items"])
 def plan(  # noqa: D417 - what score() has is told there, once
     model: str | Path,
     source: str | Path,
@@ -60,6 +62,7 @@ def plan(  # noqa: D417 - what score() has is told there, once
     catalog_shards: int = 1,
     threads: int | None = None,
     max_memory: int | None = None,
+    fingerprints: bool = False,
     part_rows: int | None = None,
 ) -> JobPlan:
     """Predict what score() will take with these arguments, on this machine as it is now.
@@ -89,6 +92,7 @@ def plan(  # noqa: D417 - what score() has is told there, once
         approximate=approximate,
         encoder=encoder,
         device=device,
+        fingerprints=fingerprints,
     )
     cards = check_cards(options, CardOptions(tuple(gpus), search))
     for name, value in (("threads", threads), ("max_memory", max_memory), ("part_rows", part_rows)):
@@ -98,8 +102,8 @@ def plan(  # noqa: D417 - what score() has is told there, once
     bound = memory_bound(max_memory)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
     with tempfile.TemporaryDirectory(prefix="ipsrec-plan-") as scratch, compiling() as compile_s:
-        targets = output_paths(f"{scratch}/candidates" + ("/" if as_folder else ""), bad_rows=bad_rows == "divert")
-        refuse_partitions(targets, users, candidate_columns(layout))
+        targets = paths_on_disk(f"{scratch}/candidates" + ("/" if as_folder else ""), bad_rows=bad_rows == "divert")
+        refuse_partitions(targets, users, candidate_columns(layout, fingerprints=fingerprints))
         shards = CatalogShards(catalog_shards, Path(scratch))
         model_file, sha256, items = open_model(
             model, users, bound=bound, shards=shards, allow_items=allow_items, deny_items=deny_items

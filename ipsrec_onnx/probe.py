@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ipsrec_kernels.compiling import compiling
-from ipsrec_onnx.job_folder import JobFolder
+from ipsrec_onnx.job_folder import LocalJobFolder
 from ipsrec_onnx.machine_memory import peak_memory, resident_memory
 from ipsrec_onnx.memory_plan import ChunkPlan, MemoryBound
-from ipsrec_onnx.output_paths import OutputPaths
+from ipsrec_onnx.output_paths import LocalPaths
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_run import plan_run, score_named_chunk, score_parts
@@ -81,7 +81,7 @@ def probe_users(
     rules: ScoreRules,
     parts: list[UserPart],
     schemas: RowSchemas,
-    targets: OutputPaths,
+    targets: LocalPaths,
     *,
     threads: int | None,
     bound: MemoryBound,
@@ -107,7 +107,7 @@ def probe_users(
     cut = replace(chunks, rows=rows, ids=max(1, chunks.ids * rows // chunks.rows))
     most_rows = chunks.threads * (rows + int(per_s * _SECONDS))
     chosen = _choose(users, parts, cut, most_rows=most_rows, least=chunks.threads * (1 + _LEAST_ROUNDS))
-    folder = JobFolder(targets.candidates.with_name("job"), targets)
+    folder = LocalJobFolder(targets.candidates.with_name("job"), targets)
     outputs = ScoreOutputs(folder, chosen, schemas)
     for _ in score_parts(users, rules, outputs, plan=cut, log=JobLog(show=False)):
         pass
@@ -203,7 +203,7 @@ def _spread(things: Sequence[Thing], count: int) -> list[Thing]:
     return [things[(2 * number + 1) * len(things) // (2 * count)] for number in range(count)]
 
 
-def _write_again(folder: JobFolder, parts: list[UserPart], schemas: RowSchemas) -> tuple[float, float, float]:
+def _write_again(folder: LocalJobFolder, parts: list[UserPart], schemas: RowSchemas) -> tuple[float, float, float]:
     """Write what was scored into one file, as a job of many parts does.
 
     Returns:
@@ -215,7 +215,7 @@ def _write_again(folder: JobFolder, parts: list[UserPart], schemas: RowSchemas) 
     seconds = 0.0
     targets = replace(folder.targets, as_folder=False)
     for wanted in ([], parts):
-        whole = JobFolder(folder.path, targets)
+        whole = LocalJobFolder(folder.path, targets)
         started = time.perf_counter()
         for _ in ScoreOutputs(whole, wanted, schemas).write(iter(()), writers=1, most=1, log=JobLog(show=False)):
             pass

@@ -22,6 +22,7 @@ from ipsrec_onnx.machine import cpu_model, memory_bytes
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.output_paths import OutputPaths, part_files
 from ipsrec_onnx.score_report import ScoreReport
+from ipsrec_onnx.staging import origin
 from ipsrec_onnx.users import Users
 from ipsrec_onnx.versions import how_to_install
 
@@ -99,7 +100,7 @@ def run_figures(
     return {
         "what": {
             "model": {
-                "file": str(model.path),
+                "file": origin(model.path),
                 "sha256": report.model_sha256,
                 "name": model.model,
                 "variant": model.settings.get("variant"),

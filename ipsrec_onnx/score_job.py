@@ -19,7 +19,7 @@ from ipsrec_onnx.machine_memory import peak_memory
 from ipsrec_onnx.manifest import account, candidate_bytes, manifest_of, read_manifest
 from ipsrec_onnx.memory_plan import MemoryBound
 from ipsrec_onnx.model_file import ModelFile
-from ipsrec_onnx.output_paths import OutputPaths, refuse_outputs
+from ipsrec_onnx.output_paths import LocalPaths, OutputPaths, refuse_outputs
 from ipsrec_onnx.part_worker import PartsJob
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.ray_engine import RayCluster
@@ -30,6 +30,7 @@ from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs, part_name
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.score_run import check_account, score_users
 from ipsrec_onnx.stage_times import StageTimes
+from ipsrec_onnx.staging import origin
 from ipsrec_onnx.user_chunks import UserPart, plan_parts
 from ipsrec_onnx.users import Users
 
@@ -138,7 +139,8 @@ def do_work(
         DataError, ModelFileError: as score().
         ModuleNotFoundError: faiss, for an approximate search, is not installed.
     """
-    refuse_outputs(job.targets, overwrite=job.overwrite)
+    if isinstance(job.targets, LocalPaths):  # in a store, parts of a job that goes on are in their places
+        refuse_outputs(job.targets, overwrite=job.overwrite)
     parts = plan_parts(job.users, job.part_rows)
     schemas = job_schemas(job.model_file, job.sha256, job.options, job.items, job.users)
     if cluster is None:
@@ -204,14 +206,14 @@ def _work_on_cluster(
     begun = ScoreOutputs(folder, parts, schemas)
     resumed_rows = sum(counts.rows_in for counts in begun.done.values())
     to_do = PartsJob(
-        model=str(Path(job.model_file.path).absolute()),
+        model=origin(Path(job.model_file.path).absolute()),
         sha256=job.sha256,
         machine=cluster.machine,
         options=job.options,
         users=job.users.for_others(),
         items=job.items,
         schemas=schemas,
-        folder=folder.path.absolute(),
+        folder=folder.path.absolute() if isinstance(folder.path, Path) else None,
         targets=job.targets,
         cards=job.cards,
         shards=job.shards,
@@ -249,6 +251,7 @@ def _work_on_cluster(
                 throughput.add(done.counts.rows_in)
                 advance(done.counts.rows_in)
                 job.log.event("part_done", part=part_name(done.part), users=done.part.num_rows)
+    folder.look()
     outputs = ScoreOutputs(folder, parts, schemas)  # now all are done
     outputs.times.add(times)
     if not job.targets.as_folder:

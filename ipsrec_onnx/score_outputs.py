@@ -14,11 +14,12 @@ import pyarrow as pa
 from ipsrec_onnx.errors import DataError, IpsrecError
 from ipsrec_onnx.job_folder import JobFolder
 from ipsrec_onnx.lanes import Step, do_steps
-from ipsrec_onnx.part_files import COUNTS_KEY, broken_writing, open_part, read_counts, stored_rows
+from ipsrec_onnx.part_files import broken_writing, open_part, read_counts, stored_rows
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.scored_chunk import ScoredChunk
 from ipsrec_onnx.stage_times import StageTimes
+from ipsrec_onnx.stored_file import COUNTS_KEY
 from ipsrec_onnx.throughput import Throughput
 from ipsrec_onnx.user_chunks import UserPart
 

@@ -32,6 +32,8 @@ from ipsrec_onnx.memory_plan import MemoryBound, memory_bound, refuse_big_model
 from ipsrec_onnx.model_file import ModelFile, bytes_to_open, model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import (
     OutputPaths,
+    StorePaths,
+    folder_on_disk,
     output_paths,
     refuse_inputs,
     refuse_outputs,
@@ -48,9 +50,12 @@ from ipsrec_onnx.score_options import ScoreOptions, check_cards, check_positive,
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.scored_chunk import BadRows, UnknownItems
 from ipsrec_onnx.session import Device
+from ipsrec_onnx.staging import origin, staged
+from ipsrec_onnx.uris import shown
 from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users
 
 
+@staged(inputs=["model", "allow_items", "deny_items", "since", "plan"], outputs={"report": None})
 def score(
     model: str | Path,
     source: str | Path,
@@ -190,7 +195,7 @@ def score(
     check_positive("part_rows", part_rows)
     bound = memory_bound(max_memory)
     targets = output_paths(output, bad_rows=bad_rows == "divert")
-    shards = CatalogShards(catalog_shards, targets.manifest.absolute().parent)
+    shards = CatalogShards(catalog_shards, folder_on_disk(targets))
     planned = None if plan is None else read_plan(plan)
     _refuse_early(targets, report, resume=resume, overwrite=overwrite)
     users = open_users(source, UserColumns(user_column, item_column, provider_column, candidates_column))
@@ -255,10 +260,10 @@ def score(
             )
         log.event(
             "job_begun",
-            model=str(model),
+            model=origin(model),
             model_sha256=sha256,
-            input=str(source),
-            output=str(output),
+            input=shown(source),
+            output=shown(output),
             rows=users.num_rows,
             options=asdict(options),
             engine=engine,
@@ -271,7 +276,7 @@ def score(
                 work = whole_work(folder, job)
                 if work is None:
                     work = do_work(folder, job, index_cache=index_cache, cluster=cluster)
-    done = account_of(job, work, output=str(output))
+    done = account_of(job, work, output=shown(output))
     if prediction is not None and not work.resumed_rows:
         done = replace(
             done,
@@ -320,9 +325,12 @@ def _refuse_early(targets: OutputPaths, report: str | Path | None, *, resume: bo
     Raises:
         DataError: so it is.
     """
+    in_store = isinstance(targets, StorePaths)
+    if in_store and not (resume or overwrite):  # its parts are in their places: they would be taken for an output
+        refuse_unfinished_job(targets)
     refuse_outputs(targets, overwrite=overwrite or resume)
     if report is not None:
         refuse_report(report, targets, overwrite=overwrite or resume)
         refuse_without_libraries(report)
-    if not (resume or overwrite):
+    if not (in_store or resume or overwrite):
         refuse_unfinished_job(targets)

@@ -24,6 +24,7 @@ from ipsrec_onnx.versions import how_to_install
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET: Final = re.compile(r"(://[^/@:?]*):[^/@?]*@")
+_ONE_REQUEST: Final = "allow_delayed_open=true"  # a file below 5 MB is sent in one request, and not in three
 _LEGAL: Final = "/%:@!$&'()*+,;=~-._"  # in the path of a URI; globs may have brackets, and names blanks
 # What stores say, and what to do about it; the first that fits.
 _REASONS: Final = (
@@ -82,6 +83,8 @@ def open_file_system(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     """
     scheme, _, rest = os.fspath(uri).partition("://")
     path, mark, query = rest.partition("?")
+    if scheme.lower() == "s3" and _ONE_REQUEST.partition("=")[0] not in query:
+        mark, query = "?", f"{query}&{_ONE_REQUEST}" if query else _ONE_REQUEST
     legal = f"{scheme}://{quote(path, safe=_LEGAL)}{mark}{query}"
     with store_errors(uri):
         try:

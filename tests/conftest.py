@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from s3_server import S3Server
 
 # Triton reads this when a kernel is defined: without a GPU its interpreter runs the kernels, on the CPU.
 if not Path("/dev/nvidiactl").exists():
@@ -47,3 +50,21 @@ def small_interactions(rng: np.random.Generator) -> pa.Table:
             "timestamp": rng.integers(0, 50, 2_000),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on loopback; for tests that stop it, there is S3Server itself."""
+    server = S3Server(tmp_path_factory.mktemp("s3") / "store")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a new bucket, with what reaches it in the environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{secrets.token_hex(6)}"
+    s3_server.make_bucket(name)
+    return f"s3://{name}"

@@ -74,6 +74,7 @@ def test_the_output_is_as_large_as_planned(
     tmp_path: Path, model: TinyModel, users: Path, output: str, layout: str
 ) -> None:
     options: dict[str, Any] = {"top_k": 20, "layout": layout, "part_rows": 1_500, "threads": 2}
+    options["fingerprints"] = layout == "list"
     planned = plan(model.path, users, as_folder=output == "o/", **options)
     assert planned.rows == 4_000 and planned.cluster is None and planned.threads == 2
     path = written(planned, tmp_path / "plan.json")

@@ -40,6 +40,7 @@ _OF_SCORE = (
     "catalog_shards",
     "threads",
     "max_memory",
+    "fingerprints",
     "part_rows",
 )
 

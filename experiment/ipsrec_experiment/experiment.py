@@ -22,6 +22,7 @@ from ipsrec_onnx.atomic import atomic_file, refuse_existing
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.readable import why_unreadable
+from ipsrec_onnx.staging import staged
 
 EXPERIMENT_FILE, LOCK_FILE = "experiment.json", "lock"
 FORMAT_VERSION = 1
@@ -44,6 +45,7 @@ class ExperimentResult:
     failures: list[Failure]
 
 
+@staged(inputs=["dataset", "plan"], outputs={"output": None})
 def experiment(
     dataset: str | Path,
     output: str | Path,

@@ -28,6 +28,7 @@ from ipsrec_onnx.model_file import ModelFile, Precision, read_model_file
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import run_session
+from ipsrec_onnx.staging import staged
 from ipsrec_onnx.versions import package_version
 from ipsrec_train.batches import Histories, load_histories
 from ipsrec_train.run import Run, load_model, open_run
@@ -51,6 +52,7 @@ class ExportReport:
     gate: GateReport
 
 
+@staged(inputs=["checkpoint", "dataset"], outputs={"output": None})
 def export(
     checkpoint: str | Path,
     output: str | Path,

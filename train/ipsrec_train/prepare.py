@@ -18,6 +18,7 @@ from ipsrec_onnx.atomic import atomic_folder
 from ipsrec_onnx.catalog import Catalog, catalog_to_table
 from ipsrec_onnx.dataset import CATALOG_FILE, FORMAT_VERSION, HISTORIES_FILE, INFO_FILE, PROVIDERS_FILE
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.staging import staged
 from ipsrec_onnx.versions import package_version
 from ipsrec_train.codes import CodedInteractions, code_interactions, provider_of_items
 from ipsrec_train.fingerprint import Fingerprint
@@ -70,6 +71,7 @@ class PrepareReport:
         return asdict(self) | {"dataset": str(self.dataset)} | _left_out_json(self.left_out)
 
 
+@staged(inputs=["source"], outputs={"output": INFO_FILE})
 def prepare(
     source: str | Path,
     output: str | Path,
