@@ -119,6 +119,7 @@ def plan(  # noqa: D417 - what score() has is told there, once
             cards=cards,
             shards=shards,
             index_cache=index_cache,
+            bound=bound,
         )
         parts, probe = plan_parts(users, part_rows), None
         rules, layout_s = _timed(lay_out)
