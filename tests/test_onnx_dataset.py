@@ -66,7 +66,7 @@ def test_open_and_read(folder):
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-@pytest.mark.parametrize("list_type", [pa.list_, pa.large_list])
+@pytest.mark.parametrize("list_type", [pa.list_, pa.large_list], ids=["list", "large_list"])
 def test_split_is_by_position_from_the_end(split, list_type):
     table = histories(list_type)
     found = split_histories(table, split)

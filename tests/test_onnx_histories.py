@@ -26,7 +26,12 @@ VALUE_TYPES = {
     pa.large_string(): [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
 }
 LIST_TYPES = [pa.list_, pa.large_list]
-VARIANTS = [(kind, value, make) for kind in KINDS for value in VALUE_TYPES[kind] for make in LIST_TYPES]
+VARIANTS = [
+    pytest.param(kind, value, make, id=f"{kind}-{value}-{make.__name__}")
+    for kind in KINDS
+    for value in VALUE_TYPES[kind]
+    for make in LIST_TYPES
+]
 
 
 def catalog_of(kind):
@@ -59,7 +64,7 @@ def mapped_lists(mapped):
     return naive.unragged(known.items, known.offsets), naive.unragged(known.providers, known.offsets)
 
 
-@pytest.mark.parametrize(("kind", "value_type", "make_list"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("kind", "value_type", "make_list"), VARIANTS)
 @BOUNDED
 @given(data=st.data())
 def test_histories_are_mapped_as_a_loop_maps_them(kind, value_type, make_list, data):
@@ -81,7 +86,7 @@ def test_histories_are_mapped_as_a_loop_maps_them(kind, value_type, make_list, d
     assert without.num_unknown_providers == 0
 
 
-@pytest.mark.parametrize(("kind", "value_type", "make_list"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("kind", "value_type", "make_list"), VARIANTS)
 def test_chunks_give_the_same_bytes_as_the_whole(rng, kind, value_type, make_list):
     ids = [*ITEMS[kind], UNKNOWN[kind]]
     lists = [[ids[at] for at in rng.integers(0, len(ids), size)] for size in rng.integers(0, 40, 200)]
