@@ -112,6 +112,7 @@ class CarriedLists:
         places: of the groups.
         catalog: of the model.
         top_k: length of the lists, never above the number of items.
+        footers: of the files, by path: reading one again for each row group would take longer than the group.
     """
 
     name: str
@@ -121,6 +122,7 @@ class CarriedLists:
     places: list[_Place]
     catalog: Catalog
     top_k: int
+    footers: dict[str, pq.FileMetaData]
     _groups: OrderedDict[int, Future[_Group]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _found: list[int] = field(default_factory=lambda: [0])
@@ -192,7 +194,7 @@ class CarriedLists:
         file, row_group = self.places[number]
         where = f"--since {self.name}: {file.path}, row group {row_group}"
         columns = ["user_id", "item_ids", "scores", FINGERPRINT_COLUMN]
-        with _readable(where), pq.ParquetFile(file.path) as parquet:
+        with _readable(where), pq.ParquetFile(file.path, metadata=self.footers[file.path]) as parquet:
             table = parquet.read_row_group(row_group, columns=columns, use_threads=False)
         rows = int(self.group_starts[number + 1] - self.group_starts[number])
         scores = _one_array(table["scores"])
@@ -222,8 +224,10 @@ def open_carried_lists(previous: PreviousOutput, catalog: Catalog, *, top_k: int
     """
     keys = np.empty(previous.num_rows, np.uint64)
     places: list[_Place] = []
-    starts = [0]
+    starts, footers = [0], {}
     for file in previous.files:
+        with _readable(f"--since {previous.name}: {file.path}"):
+            footers[file.path] = pq.read_metadata(file.path)
         for row_group, (users, histories) in enumerate(_fingerprints(previous, file)):
             stop = starts[-1] + len(users)
             if stop > len(keys):
@@ -242,6 +246,7 @@ def open_carried_lists(previous: PreviousOutput, catalog: Catalog, *, top_k: int
         places=places,
         catalog=catalog,
         top_k=top_k,
+        footers=footers,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -15,10 +16,11 @@ from ipsrec_onnx.card_opening import kind_of_gpus
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.user_chunks import plan_parts, users_of_a_part
 from ipsrec_onnx.users import Users, UsersFile
-from ipsrec_onnx.versions import package_version
+from ipsrec_onnx.versions import package_version, sources_sha256
 
 # Other versions may write other bytes: scores with other last bits, lists in other pages.
 _PACKAGES = ("ipsrec-onnx", "onnxruntime", "onnxruntime-gpu", "numba", "numpy", "pyarrow", "faiss-cpu")
+_GPU_PACKAGES = ("torch", "triton")  # torch brings the CUDA libraries that ONNX Runtime takes
 _MOST_FILES = 1000  # described one by one
 
 
@@ -66,9 +68,10 @@ def machine_kind(gpus: Sequence[int] | None) -> dict[str, Any]:
         ExecutionProviderError: the GPUs are of several kinds.
     """
     return {
-        "cpu": {"scan": runnable_paths()[0], "wide_vectors": has_wide_vectors()},
+        "cpu": {"machine": platform.machine(), "scan": runnable_paths()[0], "wide_vectors": has_wide_vectors()},
         **({} if gpus is None else {"gpu": kind_of_gpus(gpus)}),
-        "versions": {name: package_version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in (*_PACKAGES, *(() if gpus is None else _GPU_PACKAGES))},
+        "sources_sha256": sources_sha256(),
     }
 
 

@@ -104,7 +104,7 @@ def plan(  # noqa: D417 - what score() has is told there, once
     with tempfile.TemporaryDirectory(prefix="ipsrec-plan-") as scratch, compiling() as compile_s:
         targets = paths_on_disk(f"{scratch}/candidates" + ("/" if as_folder else ""), bad_rows=bad_rows == "divert")
         refuse_partitions(targets, users, candidate_columns(layout, fingerprints=fingerprints))
-        shards = CatalogShards(catalog_shards, Path(scratch))
+        shards = CatalogShards(catalog_shards, Path.cwd())
         model_file, sha256, items = open_model(
             model, users, bound=bound, shards=shards, allow_items=allow_items, deny_items=deny_items
         )

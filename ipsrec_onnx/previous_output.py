@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from ipsrec_onnx.atomic import follow_link
 from ipsrec_onnx.carried_lists import PreviousFile, PreviousOutput
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.job_description import first_difference
@@ -16,8 +17,14 @@ _OWN: Final = ("input", "output", "part_rows", "parts")
 
 
 def manifest_path(since: str | Path) -> Path:
-    """Where the manifest of an output lies."""
-    path = Path(since)
+    """Where the manifest of an output lies; a link is followed.
+
+    Raises:
+        DataError: the path has no name.
+    """
+    path = follow_link(Path(since))
+    if not path.name:
+        raise DataError(f"--since {str(since)!r} has no name of its own; give the file or folder of an earlier output")
     return path.with_name(f"{path.name}.manifest.json")
 
 

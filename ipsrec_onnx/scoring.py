@@ -51,7 +51,7 @@ from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.scored_chunk import BadRows, UnknownItems
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.staging import origin, staged
-from ipsrec_onnx.uris import shown
+from ipsrec_onnx.uris import is_uri, shown
 from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users
 
 
@@ -194,6 +194,11 @@ def score(
     check_positive("max_memory", max_memory)
     check_positive("part_rows", part_rows)
     bound = memory_bound(max_memory)
+    if on_ray is not None and since is not None and is_uri(origin(since)):
+        raise DataError(
+            f"--since {origin(since)}: workers of a cluster read the earlier output from a disk that they share; copy "
+            "it there, or leave --engine ray out"
+        )
     targets = output_paths(output, bad_rows=bad_rows == "divert")
     shards = CatalogShards(catalog_shards, folder_on_disk(targets))
     planned = None if plan is None else read_plan(plan)

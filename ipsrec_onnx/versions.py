@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 NOT_INSTALLED = "not installed"
 
@@ -13,6 +17,18 @@ def package_version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return NOT_INSTALLED
+
+
+@functools.cache
+def sources_sha256() -> str:
+    """SHA-256 of the sources by which users are scored: a checkout changes without a new version."""
+    digest = hashlib.sha256()
+    for package in ("ipsrec_gpu", "ipsrec_kernels", "ipsrec_onnx"):
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+            for path in sorted(Path(folder).glob("*.py")):
+                digest.update(f"{package}/{path.name}".encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def how_to_install(extra: str, *, or_else: str | None = None) -> str:
