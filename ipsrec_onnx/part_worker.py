@@ -30,7 +30,7 @@ from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_options import ScoreOptions
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_run import plan_run, score_parts
-from ipsrec_onnx.staging import fetched_model
+from ipsrec_onnx.staging import fetched
 from ipsrec_onnx.user_chunks import UserPart
 from ipsrec_onnx.users import Users
 
@@ -116,24 +116,22 @@ class PartWorker:
                 f"a worker's machine would round differently from the others: {first_difference(job.machine, found)}; "
                 "take machines of one kind, with the same packages"
             )
-        fetched = fetched_model(job.model)  # left when the process ends
-        model = fetched.__enter__()
-        if model_file_sha256(model) != job.sha256:
-            raise DataError(f"model {job.model}: a worker finds another file there; give all machines the same")
-        self._job, model_file = job, open_model_file(model, mapped_in=job.shards.mapped_in)
-        self._bound = memory_bound(job.max_memory, share=job.share)
-        self._rules, self._recall = open_rules(
-            model_file,
-            job.sha256,
-            job.options,
-            job.items,
-            job.users,
-            cards=job.cards,
-            shards=job.shards,
-            index_cache=job.index_cache,
-            bound=self._bound,
-            previous=job.previous,
-        )
+        self._job, self._bound = job, memory_bound(job.max_memory, share=job.share)
+        with fetched(job.model) as model:
+            if model_file_sha256(model) != job.sha256:
+                raise DataError(f"model {job.model}: a worker finds another file there; give all machines the same")
+            self._rules, self._recall = open_rules(
+                open_model_file(model, mapped_in=job.shards.mapped_in),
+                job.sha256,
+                job.options,
+                job.items,
+                job.users,
+                cards=job.cards,
+                shards=job.shards,
+                index_cache=job.index_cache,
+                bound=self._bound,
+                previous=job.previous,
+            )
         self._folder = open_worker_folder(job.folder, job.targets)
         self._plan = functools.cache(self._plan_part)
 

@@ -33,7 +33,7 @@ from ipsrec_onnx.user_chunks import UserPart, plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
 
-@staged(inputs=["model", "allow_items", "deny_items"])
+@staged(inputs=["model", "allow_items", "deny_items"], mapped=["index_cache"])
 def plan(  # noqa: D417 - what score() has is told there, once
     model: str | Path,
     source: str | Path,

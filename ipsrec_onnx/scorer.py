@@ -29,6 +29,7 @@ from ipsrec_onnx.score_rules import build_rules, open_ranker
 from ipsrec_onnx.score_run import CHUNK_ROWS, score_named_chunk
 from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems
 from ipsrec_onnx.session import Device
+from ipsrec_onnx.staging import staged
 from ipsrec_onnx.users import UserColumns, check_id_kinds, present_columns, selected_schema
 
 _LEAST_CHUNK_ROWS = 256  # users that are worth a thread
@@ -57,6 +58,7 @@ class Scorer:
     promise to survive that). There is nothing to close.
     """
 
+    @staged(inputs=["model", "allow_items", "deny_items"], mapped=["index_cache"])
     def __init__(
         self,
         model: str | Path,

@@ -55,7 +55,9 @@ from ipsrec_onnx.uris import is_uri, shown
 from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users
 
 
-@staged(inputs=["model", "allow_items", "deny_items", "since", "plan"], outputs={"report": None})
+@staged(
+    inputs=["model", "allow_items", "deny_items", "since", "plan"], outputs={"report": None}, mapped=["index_cache"]
+)
 def score(
     model: str | Path,
     source: str | Path,

@@ -45,7 +45,7 @@ class ExperimentResult:
     failures: list[Failure]
 
 
-@staged(inputs=["dataset", "plan"], outputs={"output": None})
+@staged(inputs=["dataset", "plan"], runs=["output"])
 def experiment(
     dataset: str | Path,
     output: str | Path,

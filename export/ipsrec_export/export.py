@@ -28,7 +28,8 @@ from ipsrec_onnx.model_file import ModelFile, Precision, read_model_file
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import run_session
-from ipsrec_onnx.staging import staged
+from ipsrec_onnx.staging import fetched, staged
+from ipsrec_onnx.uris import is_uri
 from ipsrec_onnx.versions import package_version
 from ipsrec_train.batches import Histories, load_histories
 from ipsrec_train.run import Run, load_model, open_run
@@ -189,16 +190,17 @@ def _encoder(written: ModelFile) -> Encode:
 def _validation_histories(run: Run, path: str | Path | None) -> Histories:
     """The validation split of the dataset that a run learned from."""
     trained = run.info["dataset"]
-    where = Path(path if path is not None else trained["path"])
-    if path is None and not where.is_dir():
+    where = path if path is not None else trained["path"]
+    if path is None and not is_uri(where) and not Path(where).is_dir():
         raise DataError(f"{run.path}: its dataset is no longer at {where}; say where it is with --dataset")
-    dataset = open_dataset(where)
-    if dataset.fingerprint != trained["fingerprint"]:
-        raise DataError(
-            f"dataset {where}: fingerprint {dataset.fingerprint[:12]}, the run {run.path} learned from "
-            f"{trained['fingerprint'][:12]}; give the dataset of the run with --dataset"
-        )
-    return load_histories(dataset, "valid")
+    with fetched(where) as folder:
+        dataset = open_dataset(folder)
+        if dataset.fingerprint != trained["fingerprint"]:
+            raise DataError(
+                f"dataset {where}: fingerprint {dataset.fingerprint[:12]}, the run {run.path} learned from "
+                f"{trained['fingerprint'][:12]}; give the dataset of the run with --dataset"
+            )
+        return load_histories(dataset, "valid")
 
 
 def _training(run: Run) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from ipsrec_onnx.atomic import atomic_file
 from ipsrec_onnx.catalog import Catalog, catalog_from_tables, catalog_to_table
 from ipsrec_onnx.dataset import Dataset
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.staging import origin
+from ipsrec_onnx.uris import is_uri
 from ipsrec_onnx.versions import package_version
 from ipsrec_train.model import Model
 from ipsrec_train.settings import ModelSettings, refuse_other_types, settings_for, settings_type
@@ -183,11 +185,17 @@ def run_info(
         "model": model,
         "settings": asdict(settings),
         "training": asdict(training),
-        "dataset": {"path": str(dataset.path.resolve()), "fingerprint": dataset.fingerprint},
+        "dataset": {"path": _where(dataset.path), "fingerprint": dataset.fingerprint},
         # Sums are split among threads, so that their number belongs to what a repetition needs.
         "machine": {"device": device, "threads": torch.get_num_threads()},
         "versions": {"ipsrec-onnx": package_version("ipsrec-onnx"), "torch": torch.__version__},
     }
+
+
+def _where(dataset: Path) -> str:
+    """The whole path of a dataset; its URI, where it lies in a store."""
+    path = origin(dataset)
+    return path if is_uri(path) else str(dataset.resolve())
 
 
 def can_resume(folder: Path, info: dict[str, Any]) -> bool:

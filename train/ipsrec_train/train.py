@@ -12,7 +12,7 @@ import torch
 from ipsrec_onnx.atomic import refuse_existing
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError, ExecutionProviderError
-from ipsrec_onnx.staging import staged
+from ipsrec_onnx.staging import follow, staged
 from ipsrec_train.batches import cut_windows, load_histories
 from ipsrec_train.distributed import Workers, join_workers
 from ipsrec_train.loop import Loop
@@ -40,7 +40,7 @@ from ipsrec_train.training_settings import TrainingSettings
 SEEN_S: Final = 60.0  # a network file system may show a new file so late
 
 
-@staged(inputs=["dataset"], outputs={"output": RUN_FILE})
+@staged(inputs=["dataset"], runs=["output"])
 def train(
     dataset: str | Path,
     output: str | Path,
@@ -122,6 +122,7 @@ def train(
             if best_epoch(progress.metrics, training.stop_metric)["epoch"] == progress.epoch:
                 save_model(folder, loop.validated)
             save_progress(folder, loop.learning, progress)
+            follow(folder)
     workers.wait()
     return open_run(folder)
 
