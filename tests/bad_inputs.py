@@ -20,7 +20,7 @@ from model_files import write_model_file
 from onnx import numpy_helper
 from test_onnx_scoring import random_users
 
-from ipsrec_onnx.job_folder import JobFolder
+from ipsrec_onnx.job_folder import LocalJobFolder
 from ipsrec_onnx.scoring import score
 
 # Spoils one thing in a good folder; gives options to add to the command line.
@@ -192,7 +192,7 @@ def unfinished(*words: str, then: Spoil | None = None) -> Spoil:
     """A job on the output that was broken off when all was scored; and then something more."""
 
     def spoil(folder: Path) -> list[str]:
-        stop = mock.patch.object(JobFolder, "finish", side_effect=InterruptedError)
+        stop = mock.patch.object(LocalJobFolder, "finish", side_effect=InterruptedError)
         with stop, contextlib.suppress(InterruptedError):
             score(folder / "model.onnx", folder / "users.parquet", folder / "o.parquet", threads=1)
         assert list(folder.glob(".o.parquet.*.job"))

@@ -250,12 +250,12 @@ def write_dataset(folder: Path, catalog: Catalog, users: pa.Table) -> None:
 
 def job_target(folder: Path) -> Target:
     """What an unfinished job left behind, in the way of --resume: a broken description never changes the bytes."""
-    from ipsrec_onnx.job_folder import JobFolder
+    from ipsrec_onnx.job_folder import LocalJobFolder
 
     model = write_model_file(folder / "model.onnx", num_items=12, dim=4)
     pq.write_table(random_users(model, np.random.default_rng(3), 6, longest=8), folder / "users.parquet")
     arguments = (model.path, folder / "users.parquet", folder / "o.parquet")
-    stop = mock.patch.object(JobFolder, "finish", side_effect=InterruptedError)
+    stop = mock.patch.object(LocalJobFolder, "finish", side_effect=InterruptedError)
     with stop, contextlib.suppress(InterruptedError):
         score(*arguments, top_k=TOP_K, threads=1)
     job = next(folder.glob(".o.parquet.*.job"))

@@ -329,7 +329,9 @@ def test_parts_have_the_size_that_was_asked_for_and_keep_it(
         parts = part_files(tmp_path / str(part_rows))
         assert [pq.read_metadata(path).num_rows for path in parts] == expected
     with monkeypatch.context() as broken:
-        broken.setattr("ipsrec_onnx.job_folder.JobFolder.commit", lambda *_, **__: 1 / 0)  # all parts are done by then
+        broken.setattr(
+            "ipsrec_onnx.job_folder.LocalJobFolder.commit", lambda *_, **__: 1 / 0
+        )  # all parts are done by then
         with pytest.raises(ZeroDivisionError):
             score(model.path, source, f"{tmp_path}/o/", top_k=1, part_rows=100)
     with pytest.raises(DataError, match="its part_rows is 100, asked for is 65536;"):

@@ -77,7 +77,9 @@ def test_any_set_of_finished_parts_is_taken_over(
 ) -> None:
     run(job, f"{tmp_path}/whole/{name}", 1, monkeypatch)
     with monkeypatch.context() as broken:
-        broken.setattr("ipsrec_onnx.job_folder.JobFolder.commit", lambda *_, **__: 1 / 0)  # all parts are done by then
+        broken.setattr(
+            "ipsrec_onnx.job_folder.LocalJobFolder.commit", lambda *_, **__: 1 / 0
+        )  # all parts are done by then
         with pytest.raises(ZeroDivisionError):
             run(job, f"{tmp_path}/o/{name}", 1, monkeypatch)
     parts = sorted((tmp_path / "o").glob(".*.job/parts/*.parquet"))

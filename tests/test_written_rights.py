@@ -15,7 +15,7 @@ from training_data import build_graph_once, make_run
 import ipsrec_export.export as export_module
 from ipsrec_export.export import export
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.job_folder import JobFolder
+from ipsrec_onnx.job_folder import LocalJobFolder
 from ipsrec_onnx.scoring import score
 
 
@@ -71,7 +71,7 @@ def test_what_a_broken_job_leaves(tmp_path: Path, mask: int, monkeypatch: pytest
     def stop(*_: object, **__: object) -> None:
         raise DataError("stopped before the results have their names")
 
-    monkeypatch.setattr(JobFolder, "finish", stop)
+    monkeypatch.setattr(LocalJobFolder, "finish", stop)
     with pytest.raises(DataError, match="stopped before"):
         score(tmp_path / "model.onnx", tmp_path / "users.parquet", folder / "out.parquet", threads=1)
     names = check_rights(folder, mask)
