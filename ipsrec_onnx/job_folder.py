@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ipsrec_onnx.atomic import hidden_name, readable_errors, refuse_existing, sync
-from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.job_description import refuse_unfinished
 from ipsrec_onnx.job_lock import LOCK, held_folder
 from ipsrec_onnx.output_paths import LocalPaths, OutputPaths, StorePaths, part_files, refuse_other_folder
@@ -103,6 +103,8 @@ class LocalJobFolder:
         if targets.bad_rows is not None:
             moves.insert(0, (self.whole_bad_rows, targets.bad_rows))
         waiting = [(source, target) for source, target in moves if source.exists()]  # the others have their names
+        for unfinished in (self.path / _PARTS).rglob("*.tmp"):  # of a worker that has outlived its driver
+            unfinished.unlink(missing_ok=True)
         for _, target in waiting:
             refuse_existing(target, overwrite=overwrite)
         if targets.candidates in (target for _, target in waiting):
@@ -136,6 +138,23 @@ def open_worker_folder(path: Path | None, targets: OutputPaths) -> JobFolder:
     if isinstance(targets, StorePaths):
         return open_part_writer(targets)
     return LocalJobFolder(path or job_folder_path(targets), targets)
+
+
+def refuse_other_job(folder: JobFolder, description: dict[str, Any]) -> None:
+    """Have a worker stop whose job is not there: its driver may have died, and another job may have begun.
+
+    Raises:
+        EngineError: the folder is not there, or holds another job.
+    """
+    if isinstance(folder, StoreJobFolder):
+        found = (folder.path / _DESCRIPTION).read_json()
+    else:
+        found = _read_description(folder.path)
+    if found != description:
+        raise EngineError(
+            f"output {folder.targets.candidates}: a worker finds {'no' if found is None else 'another'} job there; "
+            "give an output that all machines share, and that no other job writes"
+        )
 
 
 @contextlib.contextmanager

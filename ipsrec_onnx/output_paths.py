@@ -18,6 +18,7 @@ from ipsrec_onnx.input_files import is_partition
 from ipsrec_onnx.object_store import StorePath, refuse_stored, store_path
 from ipsrec_onnx.onnx_proto import external_data_files
 from ipsrec_onnx.readable import why_unreadable
+from ipsrec_onnx.staging import origin
 from ipsrec_onnx.uris import is_uri, local_path, names_folder
 from ipsrec_onnx.users import Users
 
@@ -164,6 +165,8 @@ def _refuse_stored_outputs(targets: StorePaths, *, overwrite: bool) -> None:
     for path in targets.all:
         is_folder = path == targets.candidates and targets.as_folder
         refuse_stored(path, overwrite=overwrite or is_folder)
+        if is_folder and path.is_file():
+            raise DataError(f"output {path} is a file, expected a folder or nothing; choose another name")
         if path.is_dir() and not is_folder:
             raise DataError(
                 f"output {path} is a folder, expected the name of a file; choose another name, or end it with / for a "
@@ -255,7 +258,8 @@ def refuse_inputs(
             or the allow or deny list.
     """
     if isinstance(targets, StorePaths):
-        _refuse_stored_inputs(targets, users)
+        given = [("the model file", model), ("the allow list", allow_items), ("the deny list", deny_items)]
+        _refuse_stored_inputs(targets, users, [*given, *(("what --since carries over", path) for path in previous)])
         return
     inputs = [
         ("the model file", model),
@@ -274,8 +278,14 @@ def refuse_inputs(
                 raise DataError(f"output {output}: {name} lies in it; choose another name")
 
 
-def _refuse_stored_inputs(targets: StorePaths, users: Users) -> None:
-    """Refuse an output in the store that would take the place of the users."""
+def _refuse_stored_inputs(targets: StorePaths, users: Users, given: Sequence[tuple[str, str | Path | None]]) -> None:
+    """Refuse an output in the store that would take the place of an input there."""
+    for name, path in given:
+        uri = "" if path is None else origin(path)
+        for output in targets.all:
+            # By their names alone: an input may have been opened with other credentials.
+            if is_uri(uri) and f"{store_path(uri).path}/".startswith(f"{output.path}/"):
+                raise DataError(f"output {output} is {name}, or holds it; choose another name")
     for file in users.files:
         for output in targets.all:
             place = StorePath(users.file_system, file.path, file.path, "")

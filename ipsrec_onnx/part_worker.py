@@ -19,7 +19,7 @@ from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.filters import AllowedItems
 from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_description import first_difference, machine_kind
-from ipsrec_onnx.job_folder import open_worker_folder
+from ipsrec_onnx.job_folder import open_worker_folder, refuse_other_job
 from ipsrec_onnx.job_rules import open_rules
 from ipsrec_onnx.manifest import part_entry
 from ipsrec_onnx.memory_plan import memory_bound
@@ -42,6 +42,7 @@ class PartsJob:
     Attributes:
         model: the model file.
         sha256: of it.
+        description: of the job, as describe_job gave it.
         machine: the kind of machine that scores, as machine_kind gives it; workers of another kind refuse.
         options: of scoring.
         users: who is scored.
@@ -60,6 +61,7 @@ class PartsJob:
 
     model: str
     sha256: str
+    description: dict[str, Any]
     machine: dict[str, Any]
     options: ScoreOptions
     users: Users
@@ -140,7 +142,9 @@ class PartWorker:
 
         Raises:
             IpsrecError: as score_parts; or the files that are there are broken.
+            EngineError: the job is not there, or no longer.
         """
+        refuse_other_job(self._folder, self._job.description)
         before, carried_before = self._searched(), self._carried()
         outputs = ScoreOutputs(self._folder, [part], self._job.schemas, parts_alone=True)
         plan = self._plan(part.num_rows)

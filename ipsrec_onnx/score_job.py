@@ -30,7 +30,7 @@ from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs, part_name
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.score_run import check_account, score_users
 from ipsrec_onnx.stage_times import StageTimes
-from ipsrec_onnx.staging import origin
+from ipsrec_onnx.staging import given
 from ipsrec_onnx.user_chunks import UserPart, plan_parts
 from ipsrec_onnx.users import Users
 
@@ -206,9 +206,10 @@ def _work_on_cluster(
     begun = ScoreOutputs(folder, parts, schemas)
     resumed_rows = sum(counts.rows_in for counts in begun.done.values())
     to_do = PartsJob(
-        model=origin(Path(job.model_file.path).absolute()),
+        model=given(Path(job.model_file.path).absolute()),
         sha256=job.sha256,
         machine=cluster.machine,
+        description=job.description,
         options=job.options,
         users=job.users.for_others(),
         items=job.items,

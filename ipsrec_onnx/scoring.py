@@ -274,7 +274,7 @@ def score(
             rows=users.num_rows,
             options=asdict(options),
             engine=engine,
-            since=None if since is None else str(since),
+            since=None if since is None else origin(since),
             resume=resume,
         )
         work = finished_work(job) if resume else None

@@ -29,6 +29,8 @@ from ipsrec_onnx.uris import is_uri, local_path, names_folder, shown
 _MANIFEST = ".manifest.json"  # beside the candidates of a job
 _LOCK = "lock"  # of a process of this machine, and nobody else's
 _ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins", default={})  # noqa: B039 - it is never changed
+# The same with the passwords that a URI may carry; for other processes, never for people.
+_GIVEN: ContextVar[dict[str, str]] = ContextVar("given", default={})  # noqa: B039 - it is never changed
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -89,6 +91,7 @@ def staged(
                 return function(*bound.args, **bound.kwargs)
             with contextlib.ExitStack() as stack:
                 names: dict[str, str] = {}
+                raw: dict[str, str] = {}
                 followed: dict[str, _Followed] = {}
                 for name, uri in given.items():
                     local = local_path(uri)
@@ -98,11 +101,13 @@ def staged(
                         scratch = stack.enter_context(scratch_of_this_user())
                         local = _fetched(uri, scratch, needed=name in inputs)
                         names[str(local)] = str(store_path(uri))
+                        raw[str(local)] = str(uri)
                         if name in runs:
                             followed[str(local)] = _Followed(store_path(uri), _files(Path(local)))
                     bound.arguments[name] = local
                 token = _ORIGINS.set({**_ORIGINS.get(), **names})
                 stack.callback(_ORIGINS.reset, token)
+                stack.callback(_GIVEN.reset, _GIVEN.set({**_GIVEN.get(), **raw}))
                 following = _FOLLOWED.set({**_FOLLOWED.get(), **followed})
                 stack.callback(_FOLLOWED.reset, following)
                 with _named(names):
@@ -128,6 +133,11 @@ def staged(
 def origin(path: str | Path) -> str:
     """What the caller of a staged function called a path that it was given; other paths as they are."""
     return str(_renamed_value(path, _ORIGINS.get()))
+
+
+def given(path: str | Path) -> str:
+    """As origin, with the password that a URI may carry: for a process that has to open it, too."""
+    return _GIVEN.get().get(str(path), str(path))
 
 
 def follow(folder: str | Path) -> None:

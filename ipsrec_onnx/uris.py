@@ -23,7 +23,7 @@ from ipsrec_onnx.errors import DataError, IpsrecError
 from ipsrec_onnx.versions import how_to_install
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SECRET: Final = re.compile(r"(://[^/@:?]*):[^/@?]*@")
+_SECRET: Final = re.compile(r"(://[^/@:?]*):[^@?]*@")  # a secret may have a slash
 _ONE_REQUEST: Final = "allow_delayed_open=true"  # a file below 5 MB is sent in one request, and not in three
 _LEGAL: Final = "/%:@!$&'()*+,;=~-._"  # in the path of a URI; globs may have brackets, and names blanks
 # What stores say, and what to do about it; the first that fits.

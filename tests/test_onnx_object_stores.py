@@ -20,9 +20,10 @@ from model_files import write_model_file
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from test_onnx_scoring import random_users
 
-from ipsrec_onnx import object_store
-from ipsrec_onnx.errors import DataError
+from ipsrec_onnx import job_folder, object_store
+from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.object_store import StorePath
+from ipsrec_onnx.output_paths import output_paths
 from ipsrec_onnx.scoring import score
 
 NUM_USERS, PART_ROWS = 1_500, 200
@@ -261,3 +262,35 @@ def test_a_store_of_fsspec_takes_a_job(inputs: dict[str, Any], expected: dict[st
             found[name] = stream.read()
     place.remove()
     assert found == expected
+
+
+def test_an_output_that_is_an_input_is_refused(
+    s3_server: S3Server, bucket: str, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    place = object_store.store_path(bucket)
+    (place / "m.onnx").send(Path(inputs["model"]))
+    for output in ("m.onnx", "m.onnx/"):
+        with pytest.raises(DataError, match=r"m\.onnx is (the model file, or holds it|a file, expected a folder)"):
+            score(
+                **{**inputs, "model": f"{bucket}/m.onnx"},
+                output=f"{bucket}/{output}",
+                overwrite=True,
+            )
+    with pytest.raises(DataError, match=r"m\.onnx is a file, expected a folder or nothing"):
+        score(**inputs, output=f"{bucket}/m.onnx/")
+    assert (s3_server.folder / bucket.removeprefix("s3://") / "m.onnx").read_bytes() == Path(
+        inputs["model"]
+    ).read_bytes()
+    score(**inputs, fingerprints=True, output=f"{bucket}/monday/")
+    with pytest.raises(DataError, match="monday is what --since carries over"):
+        score(**inputs, since=f"{bucket}/monday/", output=f"{bucket}/monday/", overwrite=True)
+
+
+def test_workers_do_not_write_into_another_job(inputs: dict[str, Any], tmp_path: Path) -> None:
+    folder = job_folder.LocalJobFolder(tmp_path, output_paths(f"{tmp_path}/c/", bad_rows=False))
+    with pytest.raises(EngineError, match="a worker finds no job there; give an output that all machines share"):
+        job_folder.refuse_other_job(folder, {"options": 1})
+    (tmp_path / "job.json").write_text('{"options": 2}', encoding="utf-8")
+    with pytest.raises(EngineError, match="a worker finds another job there"):
+        job_folder.refuse_other_job(folder, {"options": 1})
+    job_folder.refuse_other_job(folder, {"options": 2})
