@@ -103,8 +103,7 @@ class LocalJobFolder:
         if targets.bad_rows is not None:
             moves.insert(0, (self.whole_bad_rows, targets.bad_rows))
         waiting = [(source, target) for source, target in moves if source.exists()]  # the others have their names
-        for unfinished in (self.path / _PARTS).rglob("*.tmp"):  # of a worker that has outlived its driver
-            unfinished.unlink(missing_ok=True)
+        _remove_unfinished(self.path / _PARTS)  # of a worker that has outlived its driver
         for _, target in waiting:
             refuse_existing(target, overwrite=overwrite)
         if targets.candidates in (target for _, target in waiting):
@@ -195,9 +194,7 @@ def open_job_folder(
             if folder.manifest() is None:
                 for name in (_PARTS, _BAD_ROWS):
                     (path / name).mkdir(exist_ok=True)
-            for unfinished in path.rglob("*.tmp"):
-                if unfinished.is_file():  # and not the folder of a partition
-                    unfinished.unlink()
+            _remove_unfinished(path)
             yield folder
         finally:
             if folder.finished or (folder.manifest() is None and not folder.num_done()):
@@ -263,6 +260,13 @@ def _begin_anew(path: Path, targets: LocalPaths) -> None:
             shutil.rmtree(entry)
         elif entry.name != LOCK:
             entry.unlink()
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove files that were never whole; a folder of such a name is a partition."""
+    for unfinished in path.rglob("*.tmp"):
+        if not unfinished.is_dir():
+            unfinished.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:
