@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ipsrec_kernels.history_items import HistoryTerms
+from ipsrec_onnx.edge_file import EdgeFile, is_edge_file, open_edge_file
 from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
 from ipsrec_onnx.onnx_proto import graph_opset
 from ipsrec_onnx.staging import staged
@@ -20,16 +21,25 @@ def inspect(model: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: the file cannot be used; the message says why.
     """
-    opened = open_model_file(model)
-    catalog, session = opened.catalog, opened.session
+    profile = "edge" if is_edge_file(model) else "server"
+    described = _describe_edge(open_edge_file(model)) if profile == "edge" else _describe_server(open_model_file(model))
     return {
         "path": str(model),
+        "profile": profile,
         "file_bytes": Path(model).stat().st_size,
         "sha256": model_file_sha256(model),
+        "opset": graph_opset(model),
+        **described,
+    }
+
+
+def _describe_server(opened: ModelFile) -> dict[str, Any]:
+    """What a file for `ipsrec score` says."""
+    catalog, session = opened.catalog, opened.session
+    return {
         "format_version": opened.format_version,
         "model": opened.model,
         "variant": opened.settings.get("variant"),
-        "opset": graph_opset(model),
         "precision": opened.precision,
         "settings": opened.settings,
         "num_items": catalog.num_items,
@@ -43,6 +53,23 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "history_terms": _history_terms(opened.history_terms),
         "training": opened.training,
         "gate": opened.gate,
+    }
+
+
+def _describe_edge(opened: EdgeFile) -> dict[str, Any]:
+    """What an edge file says; ids, providers and history terms are constants of its graph."""
+    return {
+        "format_version": opened.format_version,
+        "model": opened.model,
+        "variant": opened.settings.get("variant"),
+        "precision": opened.precision,
+        "settings": opened.settings,
+        **opened.edge,
+        "inputs": [_node(node) for node in opened.session.get_inputs()],
+        "outputs": [_node(node) for node in opened.session.get_outputs()],
+        "training": opened.training,
+        "gate": opened.gate,
+        "candidates": opened.candidates,
     }
 
 

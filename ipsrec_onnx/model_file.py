@@ -174,12 +174,16 @@ def _read_metadata(
         table_shape: of the initializer item_embeddings; None where there is none.
         table: itself, where the graph takes it as an input; else the graph gives it.
     """
+    texts = session.get_modelmeta().custom_metadata_map
+    version = _format_version(texts)
+    if texts.get(PREFIX + "profile", "server") != "server":
+        raise ModelFileError(
+            "it is of profile edge, for any ONNX Runtime without this package; give the file that `ipsrec export "
+            "--profile server` writes"
+        )
     _check_graph_ends(session, gives_table=table is None)
     if table_shape is None or len(table_shape) != 2:
         raise ValueError(f"item_embeddings has shape {table_shape} among the weights, expected a table of items")
-    num_rows = table_shape[0]
-    texts = session.get_modelmeta().custom_metadata_map
-    version = _format_version(texts)
     parts = {name: _json_object(texts, name) for name in ("settings", "training", "gate")}
     max_len = parts["settings"]["max_len"]
     if type(max_len) is not int or not 1 <= max_len <= LONGEST_MAX_LEN:
@@ -189,7 +193,7 @@ def _read_metadata(
     precision = texts.get(PREFIX + "precision", "fp32")  # files of older versions do not say
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision[:40]!r}, expected one of {get_args(Precision)}")
-    catalog = _catalog(texts, num_rows)
+    catalog = _catalog(texts, table_shape[0])
     history_terms = _json(texts, "history_terms")
     return ModelFile(
         path=path,

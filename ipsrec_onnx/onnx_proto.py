@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 # Field numbers of onnx.proto; wire types of the protobuf encoding.
-_GRAPH, _OPSET_IMPORT = 7, 8  # of ModelProto
+_GRAPH, _OPSET_IMPORT, _METADATA_PROPS = 7, 8, 14  # of ModelProto
 _DOMAIN, _VERSION = 1, 2  # of OperatorSetIdProto
 _INITIALIZER = 5  # of GraphProto
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL_DATA = 1, 2, 8, 9, 13  # of TensorProto
@@ -38,6 +38,16 @@ def graph_opset(path: str | Path) -> int | None:
             domain, version = fields.get(_DOMAIN), fields.get(_VERSION)
             if not domain and isinstance(version, int):  # no domain, or the empty one
                 return version
+    return None
+
+
+def metadata_text(path: str | Path, key: str) -> str | None:
+    """A short text of metadata_props; None if the file has no such key."""
+    with Path(path).open("rb") as file:
+        for entry in _messages(file, whole_file(file), _METADATA_PROPS):
+            texts = {field: _text(file, value) for field, value in _fields(file, entry)}
+            if texts.get(_KEY) == key:
+                return texts.get(_VALUE, "")
     return None
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from training_data import MAX_LEN, build_graph_once, make_dataset, make_run
 
 from ipsrec_export import export as module
+from ipsrec_export import external_data
 from ipsrec_export.export import export
 from ipsrec_onnx.catalog import catalog_to_table, table_from_text, table_to_text
 from ipsrec_onnx.dataset import open_dataset
@@ -42,7 +43,7 @@ def one_graph(monkeypatch):
 @pytest.fixture
 def in_two_files(monkeypatch):
     """As if a protobuf held nothing at all."""
-    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+    monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", 0)
 
 
 def names(folder):
@@ -157,7 +158,7 @@ def test_a_large_model_has_its_weights_beside_it_and_both_move_together(trained,
 
 def test_one_file_and_two_hold_the_same_model(trained, tmp_path, monkeypatch):
     export(trained, tmp_path / "one.onnx")
-    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+    monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", 0)
     export(trained, tmp_path / "two.onnx")
     found = [users_of(tmp_path / f"{name}.onnx", trained)[0] for name in ("one", "two")]
     np.testing.assert_array_equal(*found)
@@ -165,7 +166,7 @@ def test_one_file_and_two_hold_the_same_model(trained, tmp_path, monkeypatch):
 
 def test_overwriting_a_large_model_with_a_small_one_leaves_no_old_weights(trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+        patch.setattr(external_data, "LARGEST_IN_ONE_FILE", 0)
         export(trained, tmp_path / "model.onnx")
     export(trained, tmp_path / "model.onnx", overwrite=True)
     assert names(tmp_path) == ["model.onnx"]
@@ -198,7 +199,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("renames", range(3))
 def test_a_kill_between_the_renames_leaves_the_old_model_or_the_new(trained, tmp_path, monkeypatch, renames):
     """The old and the new model differ in their weights alone, both in external data."""
-    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+    monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", 0)
     path = tmp_path / "model.onnx"
     write_old_model(trained, path)
     old = users_of(path, trained)[0]
@@ -239,7 +240,7 @@ def write_old_model(trained, path):
 
 
 def test_the_data_of_the_replaced_model_go_and_those_of_a_failed_export_too(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", 0)
+    monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", 0)
     path = tmp_path / "model.onnx"
     write_old_model(trained, path)
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
@@ -265,7 +266,7 @@ def test_metadata_count_for_what_one_file_holds(trained, tmp_path, monkeypatch):
     export(trained, tmp_path / "one.onnx")
     proto = onnx.load(tmp_path / "one.onnx")
     weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
-    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", weights + 10)
+    monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", weights + 10)
     export(trained, tmp_path / "two.onnx")
     assert len(names(tmp_path)) == 3
 
@@ -322,7 +323,7 @@ def test_a_draft_is_never_scored_with(trained, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("limit", [0, 2**31])
 def test_names_as_long_as_the_disk_allows(trained, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", limit)
+    monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", limit)
     longest = "m" * (255 - (len(".0123456789ab.data") if limit == 0 else 0))
     export(trained, tmp_path / longest)
     assert open_model_file(tmp_path / longest).gate["passed"]
@@ -368,7 +369,7 @@ def not_a_number(users):
     ids=["other weights", "users swapped", "NaN"],
 )
 def test_nothing_is_written_where_the_gate_is_not_passed(trained, tmp_path, monkeypatch, name, replacement, limit):
-    monkeypatch.setattr(module, "LARGEST_IN_ONE_FILE", limit)
+    monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", limit)
     monkeypatch.setattr(module, name, replacement)
     (tmp_path / "model.onnx").write_text("the model of yesterday")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

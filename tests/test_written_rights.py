@@ -12,7 +12,8 @@ import pytest
 from model_files import write_model_file
 from training_data import build_graph_once, make_run
 
-import ipsrec_export.export as export_module
+from ipsrec_export import export as export_module
+from ipsrec_export import external_data
 from ipsrec_export.export import export
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.job_folder import LocalJobFolder
@@ -85,7 +86,7 @@ def test_what_training_and_export_write(
 ) -> None:
     monkeypatch.setattr(export_module, "build_graph", build_graph_once)
     if in_two_files:
-        monkeypatch.setattr(export_module, "LARGEST_IN_ONE_FILE", 0)
+        monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", 0)
     (tmp_path / "work").mkdir()
     run = make_run(tmp_path / "work")
     export(run, tmp_path / "work" / "model.onnx")

@@ -9,6 +9,7 @@ import click
 from ipsrec_cli.options import json_option, overwrite_option
 
 if TYPE_CHECKING:
+    from ipsrec_export.export import ExportReport, Profile
     from ipsrec_onnx.model_file import Precision
 
 
@@ -17,29 +18,73 @@ if TYPE_CHECKING:
 @click.option("--output", required=True, help="Model file to write (.onnx).")
 @click.option("--dataset", default=None, help="Where the run's dataset lies now.  [default: where it lay at training]")
 @click.option(
+    "--profile",
+    type=click.Choice(["server", "edge"]),
+    default="server",
+    show_default=True,
+    help="server is for `ipsrec score`; edge gives lists for raw ids in any ONNX Runtime, with no code beside it.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
     help="Of the encoder; fp16 is for `score --device cuda`, and gives slightly other lists.",
 )
+@click.option("--top-k", type=click.IntRange(min=1), help="Length of an edge file's lists.  [default: 100]")
+@click.option("--keep-seen", is_flag=True, help="An edge file recommends items of the history, too.")
+@click.option(
+    "--provider-switch",
+    is_flag=True,
+    help="An edge file has one more input, use_providers: false takes all providers for unknown.",
+)
 @overwrite_option
 @json_option
 def export(
-    checkpoint: str, output: str, dataset: str | None, precision: Precision, overwrite: bool, as_json: bool
+    checkpoint: str,
+    output: str,
+    dataset: str | None,
+    profile: Profile,
+    precision: Precision,
+    top_k: int | None,
+    keep_seen: bool,
+    provider_switch: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write the model file of a training run, unless ONNX Runtime gives other lists than PyTorch."""
     from ipsrec_cli.main import print_json
+    from ipsrec_export.edge_graph import EdgeRules
     from ipsrec_export.export import export as run_export
 
-    report = run_export(checkpoint, output, dataset=dataset, overwrite=overwrite, precision=precision)
-    if as_json:
-        gate = report.gate.as_metadata()
-        print_json({"output": str(report.output), "bytes": report.bytes_written, "gate": gate})
-        return
-    gate_line = (
-        f"gate passed: embedding error {report.gate.embedding_error:.1e}, top-100 overlap {report.gate.overlap:.4f}, "
-        f"NDCG@10 {report.gate.ndcg_pytorch:.4f} -> {report.gate.ndcg_onnx:.4f} "
-        f"({report.gate.validation_users} validation users)"
+    if profile != "edge" and (top_k or keep_seen or provider_switch):
+        raise click.UsageError(
+            "--top-k, --keep-seen and --provider-switch are of --profile edge; `ipsrec score` has its own"
+        )
+    rules = None
+    if profile == "edge":
+        rules = EdgeRules(top_k or EdgeRules.top_k, keep_seen=keep_seen, provider_switch=provider_switch)
+    report = run_export(
+        checkpoint, output, dataset=dataset, overwrite=overwrite, profile=profile, precision=precision, rules=rules
     )
-    click.echo(f"{report.output}: {report.bytes_written / 1e6:.1f} MB\n{gate_line}")
+    if as_json:
+        gates = {"gate": report.gate.as_metadata()}
+        if report.edge_gate is not None:
+            gates["edge_gate"] = report.edge_gate.as_metadata()
+        print_json({"output": str(report.output), "bytes": report.bytes_written, **gates})
+        return
+    _print_report(report)
+
+
+def _print_report(report: ExportReport) -> None:
+    gate, edge = report.gate, report.edge_gate
+    click.echo(f"{report.output}: {report.bytes_written / 1e6:.1f} MB")
+    click.echo(
+        f"gate passed: embedding error {gate.embedding_error:.1e}, top-100 overlap {gate.overlap:.4f}, "
+        f"NDCG@10 {gate.ndcg_pytorch:.4f} -> {gate.ndcg_onnx:.4f} ({gate.validation_users} validation users)"
+    )
+    if edge is not None:
+        click.echo(
+            f"edge gate passed: {edge.same_lists:.2%} of {edge.users} lists are those of `ipsrec score`, overlap "
+            f"{edge.overlap:.4f}, score error {edge.score_error:.1e}"
+        )

@@ -42,27 +42,45 @@ def _print_summary(found: dict[str, Any]) -> None:
         table.add_row(name, Text(value))  # as it is: brackets are no markup here
 
     row("model", f"{found['model']}{variant}")
+    row("profile", found["profile"])
     row("file", f"{found['file_bytes']:,} bytes, format version {found['format_version']}")
     row("sha256", found["sha256"])
     row("items", f"{found['num_items']:,}, ids {found['item_id_type']}")
-    without = found["items_without_provider"]
-    row(
-        "providers",
-        f"{found['num_providers']:,}, ids {found['provider_id_type']}"
-        + (f"; {without:,} items without one" if without else ""),
-    )
+    row("providers", _providers(found))
+    if found["profile"] == "edge":
+        row("lists", _lists(found))
     table.add_section()
     row("opset", str(found["opset"]))
     row("precision", found["precision"])
     for direction in ("inputs", "outputs"):
         row(direction, "\n".join(f"{node['name']}: {_tensor(node)}" for node in found[direction]))
-    row("history terms", _history_terms(found["history_terms"]))
+    if "history_terms" in found:
+        row("history terms", _history_terms(found["history_terms"]))
     for section in ("settings", "training", "gate"):
         table.add_section()
         table.add_row(section, _section(found[section]))
+    if found.get("candidates"):
+        table.add_section()
+        table.add_row("precisions", _section({"tried": found["candidates"]}))
     console = Console(markup=False)  # names of files may have brackets
     console.print(Text(f"Model file {found['path']}"), soft_wrap=True)
     console.print(table)
+
+
+def _providers(found: dict[str, Any]) -> str:
+    """How many there are; an edge file does not hold their ids."""
+    if found["profile"] == "edge":
+        return f"{found['num_providers']:,}"
+    without = found["items_without_provider"]
+    return f"{found['num_providers']:,}, ids {found['provider_id_type']}" + (
+        f"; {without:,} items without one" if without else ""
+    )
+
+
+def _lists(found: dict[str, Any]) -> str:
+    """What an edge file recommends."""
+    seen = "with items of the history" if found["keep_seen"] else "without items of the history"
+    return f"top {found['top_k']:,}, {seen}" + ("; use_providers switches them off" if found["provider_switch"] else "")
 
 
 def _section(values: dict[str, Any]) -> RenderableType:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import onnx
+import pyarrow as pa
 
+from ipsrec_export.edge_graph import EdgeRules
 from ipsrec_onnx.catalog import Catalog, catalog_to_table, table_to_text
-from ipsrec_onnx.model_file import FORMAT_VERSION, Precision
+from ipsrec_onnx.model_file import FORMAT_VERSION, ModelFile, Precision
 
 # What a draft says until the gate has seen it, so that none is ever scored with.
 NOT_GATED: dict[str, Any] = {"passed": False}
@@ -53,6 +56,37 @@ def add_metadata(
             "ipsrec.gate": json.dumps(gate),
             "ipsrec.weights": json.dumps(weights or {}),
             **({} if precision == "fp32" else {"ipsrec.precision": precision}),
+        },
+    )
+
+
+def add_edge_metadata(proto: onnx.ModelProto, model_file: ModelFile, *, rules: EdgeRules, gate: dict[str, Any]) -> None:
+    """Write what an edge file says of itself; ids and providers are in its graph.
+
+    Args:
+        proto: the graph; its metadata_props are replaced.
+        model_file: the model's file for `ipsrec score`.
+        rules: of the graph.
+        gate: as for add_metadata.
+    """
+    catalog = model_file.catalog
+    edge = {
+        **asdict(rules),
+        "top_k": min(rules.top_k, catalog.num_items),
+        "num_items": catalog.num_items,
+        "num_providers": catalog.num_providers,
+        "item_id_type": "int64" if pa.types.is_int64(catalog.item_ids.type) else "string",
+    }
+    onnx.helper.set_model_props(
+        proto,
+        {
+            "ipsrec.format_version": str(FORMAT_VERSION),
+            "ipsrec.profile": "edge",
+            "ipsrec.model": model_file.model,
+            "ipsrec.settings": json.dumps(model_file.settings),
+            "ipsrec.training": json.dumps(model_file.training),
+            "ipsrec.edge": json.dumps(edge),
+            "ipsrec.gate": json.dumps(gate),
         },
     )
 

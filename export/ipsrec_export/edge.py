@@ -1,0 +1,55 @@
+"""Makes the edge file of a model: the graph, its gate and its metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from ipsrec_export.edge_gate import EdgeGateReport, run_edge_gate
+from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
+from ipsrec_export.external_data import refuse_beyond_one_file
+from ipsrec_export.metadata import NOT_GATED, add_edge_metadata, set_gate
+from ipsrec_onnx import Scorer
+from ipsrec_onnx.model_file import ModelFile
+from ipsrec_onnx.session import open_session
+from ipsrec_train.batches import Histories
+
+
+def write_edge_file(path: Path, model_file: ModelFile, validation: Histories, *, rules: EdgeRules) -> EdgeGateReport:
+    """Write an edge file that recommends what the model file does.
+
+    Args:
+        path: of the file to write.
+        model_file: the model's file for `ipsrec score`, in float32, its gate passed.
+        validation: validation histories of the run.
+        rules: for every user.
+
+    Returns:
+        The verdict that is stored in the file.
+
+    Raises:
+        ModelFileError: the gate is not passed, or the graph is larger than one file can be.
+    """
+    proto = build_edge_graph(
+        onnx.load(model_file.path),
+        model_file.catalog,
+        model_file.history_terms,
+        max_len=model_file.max_len,
+        rules=rules,
+    )
+    refuse_beyond_one_file(proto)
+    add_edge_metadata(proto, model_file, rules=rules, gate=NOT_GATED)
+    onnx.save_model(proto, path)
+    onnx.checker.check_model(path)
+    gate = run_edge_gate(
+        open_session(path, device="cpu"),
+        Scorer(model_file.path, top_k=rules.top_k, keep_seen=rules.keep_seen),
+        model_file.catalog,
+        validation,
+        exact=True,
+    )
+    gate.refuse_unless_passed()
+    set_gate(proto, gate.as_metadata())
+    onnx.save_model(proto, path)
+    return gate

@@ -1,0 +1,182 @@
+"""`ipsrec export --profile edge`: what is written, what its gate refuses, and what else takes or refuses the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from training_data import build_graph_once, make_run
+
+from ipsrec_cli.main import main
+from ipsrec_export import edge as edge_module
+from ipsrec_export import export as module
+from ipsrec_export import external_data
+from ipsrec_export.edge_gate import edge_lists, edge_users, run_edge_gate
+from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
+from ipsrec_export.export import export
+from ipsrec_onnx import Scorer
+from ipsrec_onnx.dataset import open_dataset
+from ipsrec_onnx.edge_file import open_edge_file
+from ipsrec_onnx.errors import DataError, ModelFileError
+from ipsrec_onnx.inspection import inspect
+from ipsrec_onnx.model_file import open_model_file
+from ipsrec_train.batches import load_histories
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(autouse=True)
+def one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of the run is built once; all else is done at each export."""
+    monkeypatch.setattr(module, "build_graph", build_graph_once)
+
+
+@pytest.fixture
+def server(tmp_path: Path, trained: Path) -> Path:
+    export(trained, tmp_path / "server.onnx")
+    return tmp_path / "server.onnx"
+
+
+def ipsrec(*arguments: object) -> int:
+    """Run the command line; its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+        raise SystemExit(0)
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("keep_seen", [False, True])
+def test_it_recommends_what_score_recommends(tmp_path: Path, trained: Path, server: Path, keep_seen: bool) -> None:
+    rules = EdgeRules(top_k=7, keep_seen=keep_seen)
+    report = export(trained, tmp_path / "edge.onnx", profile="edge", rules=rules)
+    assert report.edge_gate is not None
+    assert report.edge_gate.same_lists == report.edge_gate.overlap == 1
+    assert report.edge_gate.cold_users == 3
+    opened = open_edge_file(tmp_path / "edge.onnx")
+    assert opened.gate == report.edge_gate.as_metadata()
+    assert opened.edge["top_k"] == 7
+    catalog = open_model_file(server).catalog
+    histories = edge_users(catalog, load_histories(open_dataset(trained.parent / "dataset"), "valid"))
+    assert report.edge_gate.users == len(histories)
+    scorer = Scorer(server, top_k=7, keep_seen=keep_seen)
+    for history, (item_ids, scores, cold) in zip(
+        histories, edge_lists(opened.session, histories, catalog), strict=True
+    ):
+        expected = scorer.score_one(history)
+        assert (cold, item_ids) == (expected.status == "cold", expected.item_ids)
+        assert np.allclose(scores, expected.scores, rtol=0, atol=1e-6 * np.abs(expected.scores).max(initial=0))
+
+
+def test_it_is_one_file_of_standard_operators(tmp_path: Path, trained: Path) -> None:
+    export(trained, tmp_path / "edge.onnx", profile="edge")
+    assert [path.name for path in tmp_path.iterdir()] == ["edge.onnx"]
+    proto = onnx.load(tmp_path / "edge.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    assert {node.domain for node in proto.graph.node} == {"", "ai.onnx.ml"}
+    assert {operator_set.domain: operator_set.version for operator_set in proto.opset_import} == {
+        "": 20,
+        "ai.onnx.ml": 3,
+    }
+
+
+def test_a_gate_that_is_not_passed_leaves_nothing(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(*arguments, **options):
+        proto = build_edge_graph(*arguments, **options)
+        (table,) = (one for one in proto.graph.initializer if one.name == "item_id")
+        ids = onnx.numpy_helper.to_array(table)
+        table.CopyFrom(onnx.numpy_helper.from_array(np.roll(ids, 1), "item_id"))
+        return proto
+
+    monkeypatch.setattr(edge_module, "build_edge_graph", spoiled)
+    with pytest.raises(ModelFileError, match=r"edge graph gives other lists .* 0\.00% of \d+ lists are the same"):
+        export(trained, tmp_path / "edge.onnx", profile="edge")
+    assert not list(tmp_path.iterdir())
+
+
+def test_cold_users_must_get_the_popular_items(tmp_path: Path, trained: Path, server: Path) -> None:
+    opened = open_model_file(server)
+    export(trained, tmp_path / "edge.onnx", profile="edge", rules=EdgeRules(top_k=5))
+    session = open_edge_file(tmp_path / "edge.onnx").session
+    validation = load_histories(open_dataset(trained.parent / "dataset"), "valid")
+    for scorer, passed in ((Scorer(server, top_k=5), True), (Scorer(server, top_k=5, cold_users="empty"), False)):
+        gate = run_edge_gate(session, scorer, opened.catalog, validation, exact=False)
+        assert gate.passed == passed
+
+
+def test_a_file_beyond_2_gib_is_refused(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external_data, "LARGEST_IN_ONE_FILE", 1_000)
+    with pytest.raises(ModelFileError, match=r"edge file would have .* GB, one file holds .* --precision int8"):
+        export(trained, tmp_path / "edge.onnx", profile="edge")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_file_is_kept_without_overwrite(tmp_path: Path, trained: Path) -> None:
+    (tmp_path / "edge.onnx").write_text("precious")
+    with pytest.raises(DataError, match="overwrite"):
+        export(trained, tmp_path / "edge.onnx", profile="edge")
+    assert (tmp_path / "edge.onnx").read_text() == "precious"
+    export(trained, tmp_path / "edge.onnx", profile="edge", overwrite=True)
+    assert open_edge_file(tmp_path / "edge.onnx").edge["num_items"] > 0
+
+
+def test_score_refuses_an_edge_file_and_the_reverse(tmp_path: Path, trained: Path, server: Path) -> None:
+    export(trained, tmp_path / "edge.onnx", profile="edge")
+    with pytest.raises(ModelFileError, match=r"edge\.onnx: it is of profile edge, .* --profile server"):
+        open_model_file(tmp_path / "edge.onnx")
+    with pytest.raises(ModelFileError, match=r"server\.onnx: it is not of profile edge; export it with --profile edge"):
+        open_edge_file(server)
+
+
+def test_rules_are_of_an_edge_file_alone(tmp_path: Path, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="rules are of profile edge"):
+        export(trained, tmp_path / "m.onnx", rules=EdgeRules())
+    assert ipsrec("export", "--checkpoint", trained, "--output", tmp_path / "m.onnx", "--top-k", 5) == 2
+    assert "--top-k, --keep-seen and --provider-switch are of --profile edge" in capfd.readouterr().err
+
+
+def test_the_command_line_writes_and_shows_it(tmp_path: Path, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "edge.onnx"
+    options = ["--profile", "edge", "--top-k", "4", "--keep-seen", "--provider-switch"]
+    assert ipsrec("export", "--checkpoint", trained, "--output", path, *options) == 0
+    assert "edge gate passed: 100.00% of" in capfd.readouterr().out
+    assert ipsrec("inspect", path) == 0
+    shown = capfd.readouterr().out
+    for part in ("edge", "top 4, with items of the history", "use_providers: bool [1]", "cold: bool [users]"):
+        assert part in shown
+    found = inspect(path)
+    assert json.loads(json.dumps(found)) == found
+    assert found["profile"] == "edge"
+    assert [node["name"] for node in found["inputs"]] == ["item_history", "lengths", "use_providers"]
+    assert inspect(path)["top_k"] == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ipsrec.gate", '{"passed": false}', "did not pass the gate"),
+        ("ipsrec.edge", "[]", "its metadata is broken: ipsrec.edge is no JSON object"),
+        ("ipsrec.settings", None, "its metadata is broken: ipsrec.settings is missing"),
+        ("ipsrec.format_version", "99", "format version '99', this ipsrec-onnx reads up to 1"),
+    ],
+)
+def test_broken_metadata_is_refused_in_one_line(
+    tmp_path: Path, trained: Path, key: str, value: str | None, message: str
+) -> None:
+    export(trained, tmp_path / "edge.onnx", profile="edge")
+    proto = onnx.load(tmp_path / "edge.onnx")
+    texts = {entry.key: entry.value for entry in proto.metadata_props}
+    texts[key] = value
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, {name: text for name, text in texts.items() if text is not None})
+    onnx.save(proto, tmp_path / "edge.onnx")
+    with pytest.raises(ModelFileError, match=message) as refused:
+        inspect(tmp_path / "edge.onnx")
+    assert "\n" not in str(refused.value)
