@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -125,7 +125,6 @@ class RayCluster:
             EngineError: Ray lost a worker too often, or breaks down.
         """
         import ray.data
-        import ray.exceptions
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -151,13 +150,16 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def connect(options: RayOptions, *, device: Device, threads: int | None) -> Iterator[RayCluster]:
+def connect(
+    options: RayOptions, *, device: Device, threads: int | None, note: Callable[[str], None]
+) -> Iterator[RayCluster]:
     """Join a cluster, or start Ray on this machine, while the block runs; one that has been joined before stays joined.
 
     Args:
         options: which cluster.
         device: where users are encoded and items searched.
         threads: of a worker; None for its share of the CPUs.
+        note: is told where the cluster lets the job wait.
 
     Raises:
         EngineError: there is no such cluster, or it has no room for the workers.
@@ -172,7 +174,7 @@ def connect(options: RayOptions, *, device: Device, threads: int | None) -> Iter
     if not joined:
         _start(ray, options, threads=threads)
     try:
-        yield _cluster(ray, options, threads=threads, gpus=gpus)
+        yield _cluster(ray, options, threads=threads, gpus=gpus, note=note)
     finally:
         if not joined:
             ray.shutdown()
@@ -214,7 +216,14 @@ def _refuse_unreachable(address: str | None) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
-def _cluster(module: Any, options: RayOptions, *, threads: int | None, gpus: tuple[int, ...]) -> RayCluster:
+def _cluster(
+    module: Any,
+    options: RayOptions,
+    *,
+    threads: int | None,
+    gpus: tuple[int, ...],
+    note: Callable[[str], None],
+) -> RayCluster:
     """See what the cluster has, and cut it into workers.
 
     Raises:
@@ -238,7 +247,11 @@ def _cluster(module: Any, options: RayOptions, *, threads: int | None, gpus: tup
         )
     with _ray_errors():
         kind = module.remote(machine_kind).options(num_cpus=1, num_gpus=len(gpus))
-        machine = module.get(kind.remote(gpus or None))
+        answer = kind.remote(gpus or None)
+        if not module.wait([answer], timeout=_CONNECT_S)[0]:
+            wanted = f"{len(gpus)} GPUs" if gpus else "CPU"
+            note(f"the cluster is busy: waiting for a free {wanted}; `ray status` says who has them")
+        machine = module.get(answer)
     return RayCluster(workers, threads, gpus, 1.0 / -(-workers // len(nodes)), machine)
 
 
@@ -267,11 +280,12 @@ def _ray_errors() -> Iterator[None]:
     Raises:
         EngineError: it did.
     """
+    import ray.data.exceptions
     import ray.exceptions
 
     try:
         yield
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
         raise EngineError(
             f"Ray gave up: {_in_one_line(error)}; what is done stays for --resume. A worker that is killed again and "
             "again has too little memory: give fewer --workers or --max-memory"

@@ -221,7 +221,9 @@ def score(
     )
     log = JobLog(show=progress, as_json=log_json)
     with contextlib.ExitStack() as joined:
-        cluster = None if on_ray is None else joined.enter_context(connect(on_ray, device=device, threads=threads))
+        cluster = None
+        if on_ray is not None:
+            cluster = joined.enter_context(connect(on_ray, device=device, threads=threads, note=log.note))
         job = ScoreJob(
             options=options,
             targets=targets,

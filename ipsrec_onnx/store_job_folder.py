@@ -135,7 +135,10 @@ def open_store_job(
         yield folder
     finally:
         with contextlib.suppress(DataError):  # the results are there, or the error that brought us here matters more
-            if folder.finished or (folder.manifest() is None and not folder.num_done()):
+            nothing_done = folder.manifest() is None and not folder.num_done()
+            if nothing_done and not folder.finished:  # parts without a record would be in the way of the next job
+                targets.candidates.remove()
+            if nothing_done or folder.finished:
                 path.remove()
 
 

@@ -212,6 +212,30 @@ def test_a_store_that_fails_is_one_line_and_what_is_done_stays(
         server.stop()
 
 
+def test_a_job_that_fails_before_a_part_is_done_leaves_nothing_in_the_way(
+    s3_server: S3Server,
+    bucket: str,
+    inputs: dict[str, Any],
+    output: str,
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as broken:
+        real = StorePath.write_json
+
+        def refuse_records(self: StorePath, value: dict[str, Any]) -> None:
+            if "/records/" in self.path:
+                raise DataError("the store is full")
+            real(self, value)
+
+        broken.setattr(StorePath, "write_json", refuse_records)
+        with pytest.raises(DataError, match="the store is full"):
+            score(**inputs, output=f"{bucket}/{output}")
+    assert stored(s3_server, bucket) == {}
+    score(**inputs, output=f"{bucket}/{output}")
+    assert stored(s3_server, bucket) == expected
+
+
 @pytest.mark.slow
 def test_workers_of_a_cluster_write_into_the_store(
     s3_server: S3Server, bucket: str, inputs: dict[str, Any], output: str, expected: dict[str, bytes]

@@ -24,6 +24,7 @@ import ray
 from model_files import write_model_file
 from test_onnx_scoring import random_users
 
+from ipsrec_onnx import ray_engine
 from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.job_description import machine_kind
 from ipsrec_onnx.ray_engine import RayCluster, RayOptions, connect
@@ -37,7 +38,7 @@ FOLDERS = [".", "kernels", "gpu", "train", "export", "experiment", "cli"]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One that all tests here join: four CPUs by its own word."""
-    with connect(RayOptions(workers=4), device="cpu", threads=1):
+    with connect(RayOptions(workers=4), device="cpu", threads=1, note=print):
         yield
 
 
@@ -210,12 +211,31 @@ def test_a_cluster_that_is_too_small_is_refused(cluster: None, inputs: dict[str,
 
 
 def test_the_cluster_is_cut_into_workers_by_its_machines(cluster: None) -> None:
-    with connect(RayOptions(), device="cpu", threads=None) as one:
+    with connect(RayOptions(), device="cpu", threads=None, note=print) as one:
         assert (one.workers, one.threads, one.gpus, one.share) == (1, 4, (), 1.0)
-    with connect(RayOptions(workers=3), device="cpu", threads=None) as three:
+    with connect(RayOptions(workers=3), device="cpu", threads=None, note=print) as three:
         assert (three.workers, three.threads) == (3, 1)
         assert three.share == pytest.approx(1 / 3)
         assert three.machine == machine_kind(None)
+
+
+def test_a_busy_cluster_is_waited_for_with_a_word(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Guest:
+        def there(self) -> bool:
+            return True
+
+    guest: Any = ray.remote(Guest).options(num_cpus=4).remote()
+    ray.get(guest.there.remote())
+    notes = list[str]()
+
+    def leave(note: str) -> None:
+        notes.append(note)
+        ray.kill(guest)
+
+    monkeypatch.setattr(ray_engine, "_CONNECT_S", 0.5)
+    with connect(RayOptions(workers=2), device="cpu", threads=1, note=leave) as joined:
+        assert joined.workers == 2
+    assert notes == ["the cluster is busy: waiting for a free CPU; `ray status` says who has them"]
 
 
 @pytest.mark.parametrize(
