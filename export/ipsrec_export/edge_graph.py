@@ -8,16 +8,15 @@ float32 chooses somewhat more items than are asked for, and those are scored aga
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pyarrow as pa
 from onnx import TensorProto, helper
 
 from ipsrec_export.graph import INPUTS, ITEM_EMBEDDINGS, OPSET, USER_EMBEDDING
 from ipsrec_export.graph_nodes import GraphNodes
+from ipsrec_export.id_search import add_id_search
 from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.popular import popular_items
@@ -148,7 +147,7 @@ class _History:
         room = g.add("Concat", batch, g.add("Add", width, g.constant([1])), axis=0)
         packed = g.add("ScatterElements", g.add("Expand", g.constant(PADDING), room), target, self.all_items, axis=1)
         self.items = g.add("Slice", packed, g.constant([0]), width, g.constant([1]))
-        providers = _narrow(g, "item_provider", catalog.item_provider)
+        providers = g.narrow_table("item_provider", catalog.item_provider)
         self.providers = g.add("Cast", g.add("Gather", providers, self.items), to=TensorProto.INT64)
         if provider_switch:
             self.providers = g.add("Where", "use_providers", self.providers, g.constant(0))
@@ -204,35 +203,30 @@ class _Terms:
 
 
 def _add_lookup(g: GraphNodes, catalog: Catalog) -> str:
-    """(B, L) int64, item_index of each id; PADDING for an unknown one."""
-    ids: Any = {"keys_int64s": catalog.item_ids.to_pylist()}
-    if not pa.types.is_int64(catalog.item_ids.type):
-        ids = {"keys_strings": catalog.item_ids.to_pylist()}
+    """(B, L) int64, item_index of each id; PADDING for an unknown one.
+
+    Keeps the ids of items under "item_id", too, 0 or an empty string for PADDING.
+    """
+    if pa.types.is_int64(catalog.item_ids.type):
+        return add_id_search(g, "item_history", catalog.item_ids.to_numpy(), table="item_id")
+    texts = catalog.item_ids.to_pylist()
+    g.table("item_id", np.array(["", *texts], object))
     return g.add(
         "LabelEncoder",
         "item_history",
         domain="ai.onnx.ml",
+        keys_strings=texts,
         values_int64s=list(range(1, catalog.num_items + 1)),
         default_int64=PADDING,
-        **ids,
     )
 
 
 def _add_item_ids(g: GraphNodes, catalog: Catalog, items: str) -> None:
     """Give the ids of items; of PADDING, 0 or an empty string."""
     if pa.types.is_int64(catalog.item_ids.type):
-        ids = _narrow(g, "item_id", np.concatenate([[0], catalog.item_ids.to_numpy()]))
-        g.add("Cast", g.add("Gather", ids, items), to=TensorProto.INT64, name="item_ids")
-        return
-    texts = np.array(["", *catalog.item_ids.to_pylist()], object)
-    g.add("Gather", g.table("item_id", texts), items, name="item_ids")
-
-
-def _narrow(g: GraphNodes, name: str, values: npt.NDArray[Any]) -> str:
-    """Keep whole numbers in the narrowest type that Gather and Cast have."""
-    kinds = (np.uint8, np.uint16, np.int32, np.int64)
-    kind = next(kind for kind in kinds if np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max)
-    return g.table(name, values.astype(kind))
+        g.add("Cast", g.add("Gather", "item_id", items), to=TensorProto.INT64, name="item_ids")
+    else:
+        g.add("Gather", "item_id", items, name="item_ids")
 
 
 def _take_encoder(g: GraphNodes, encoder: onnx.ModelProto) -> str:

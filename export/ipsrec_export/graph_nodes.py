@@ -56,6 +56,12 @@ class GraphNodes:
         self.initializers.append(tensor)
         return name
 
+    def narrow_table(self, name: str, values: npt.NDArray[Any]) -> str:
+        """Keep whole numbers in the narrowest type that Gather and Cast have."""
+        kinds = (np.uint8, np.uint16, np.int32, np.int64)
+        kind = next(kind for kind in kinds if np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max)
+        return self.table(name, values.astype(kind))
+
     def constant(self, value: Any, dtype: npt.DTypeLike = np.int64) -> str:
         """Name of a small constant; equal ones are kept once."""
         array = np.asarray(value, dtype)
