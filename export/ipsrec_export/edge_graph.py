@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pyarrow as pa
 from onnx import TensorProto, helper
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper
 from ipsrec_export.graph import INPUTS, ITEM_EMBEDDINGS, OPSET, USER_EMBEDDING
 from ipsrec_export.graph_nodes import GraphNodes
 from ipsrec_export.id_search import add_id_search
+from ipsrec_export.weight_storage import INT8, SCALES
 from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.popular import popular_items
@@ -26,6 +28,12 @@ from ipsrec_onnx.catalog import Catalog
 OPSET_ML = 3
 ENCODER = "encoder/"
 MARGIN = 32  # items beyond top_k that are scored again: rounding in float32 moves an item by a few places
+# A scan in int8 sees a user in whole steps, each two digits of base 127: -63..63, so that products of two neighbours
+# stay within the 16 bits that CPUs without VNNI add them up in.
+BASE = 127
+LARGEST_DIGIT = 63
+LARGEST_STEPS = LARGEST_DIGIT * BASE + LARGEST_DIGIT
+MARGIN_INT8 = 64
 
 
 @dataclass(frozen=True)
@@ -50,15 +58,18 @@ def build_edge_graph(
     *,
     max_len: int,
     rules: EdgeRules,
+    largest_element: float | None = None,
 ) -> onnx.ModelProto:
     """Put lookup, retrieval and the way back to ids around an encoder.
 
     Args:
-        encoder: as build_graph gives it; is used up.
+        encoder: as build_graph gives it, its weights stored in any way; is used up.
         catalog: of the model.
         history_terms: of the model; None for one without.
         max_len: most recent known items that the encoder sees.
         rules: for every user.
+        largest_element: of users' embeddings, positive; needed for an item table in int8, whose scan takes larger
+            ones for this one. It is a constant of the graph: neighbours do not change a user's list.
 
     Returns:
         With B users, histories of L items at most, and K = min(top_k, num_items):
@@ -72,24 +83,25 @@ def build_edge_graph(
     """
     top_k = min(rules.top_k, catalog.num_items)
     g = GraphNodes()
+    _add_item_provider(g, catalog.item_provider)
     history = _History(g, catalog, max_len=max_len, provider_switch=rules.provider_switch)
-    table = _take_encoder(g, encoder)
+    table = _take_encoder(g, encoder, largest_element)
     user = ENCODER + USER_EMBEDDING
     terms = None if history_terms is None else _Terms(g, history_terms, history)
     # The scan.
-    logits = g.add("Gemm", user, table, transB=1)  # (B, num_items + 1)
+    logits = table.scan(user)  # (B, num_items + 1)
     if terms is not None:
         logits = terms.add_to_all(logits, num_providers=catalog.num_providers)
     # PADDING, and where unknown ids were mapped to, is never recommended; nothing else is where seen items are kept.
     left_out = history.no_item if rules.keep_seen else history.all_items
     lowest = g.add("Expand", g.constant(-np.inf, np.float32), g.add("Shape", left_out))
     scan = g.add("ScatterElements", logits, left_out, lowest, axis=1)
-    fetch = min(top_k + MARGIN, catalog.num_items + 1)
+    fetch = min(top_k + table.margin, catalog.num_items + 1)
     _, fetched = g.top(scan, g.constant([fetch]))
     _, order = g.top(fetched, g.constant([fetch]), largest=False)
     fetched = g.add("GatherElements", fetched, order, axis=1)  # by item_index: so that ties go to the smaller one
     # Again, in float64.
-    rows = g.add("Cast", g.add("Gather", table, fetched), to=TensorProto.DOUBLE)  # (B, fetch, D)
+    rows = g.add("Cast", table.rows(fetched), to=TensorProto.DOUBLE)  # (B, fetch, D)
     column = g.add("Unsqueeze", g.add("Cast", user, to=TensorProto.DOUBLE), g.constant([2]))
     exact = g.add("Squeeze", g.add("MatMul", rows, column), g.constant([2]))
     if terms is not None:
@@ -147,8 +159,7 @@ class _History:
         room = g.add("Concat", batch, g.add("Add", width, g.constant([1])), axis=0)
         packed = g.add("ScatterElements", g.add("Expand", g.constant(PADDING), room), target, self.all_items, axis=1)
         self.items = g.add("Slice", packed, g.constant([0]), width, g.constant([1]))
-        providers = g.narrow_table("item_provider", catalog.item_provider)
-        self.providers = g.add("Cast", g.add("Gather", providers, self.items), to=TensorProto.INT64)
+        self.providers = g.add("Cast", g.add("Gather", "item_provider", self.items), to=TensorProto.INT64)
         if provider_switch:
             self.providers = g.add("Where", "use_providers", self.providers, g.constant(0))
         newest = g.add("Sub", num_kept, g.constant(1))
@@ -202,6 +213,69 @@ class _Terms:
         return scores
 
 
+class _Table:
+    """The item table in float32."""
+
+    margin = MARGIN
+
+    def __init__(self, g: GraphNodes) -> None:
+        self.g, self.name = g, ENCODER + ITEM_EMBEDDINGS
+
+    def scan(self, user: str) -> str:
+        """(B, num_items + 1) float32, scores of the whole catalog."""
+        return self.g.add("Gemm", user, self.name, transB=1)
+
+    def rows(self, items: str) -> str:
+        """(..., D) float32, rows of some items."""
+        return self.g.add("Gather", self.name, items)
+
+
+class _Int8Table:
+    """The item table in int8, with a scale a row; it is never expanded.
+
+    Args:
+        g: holds the values and the scales.
+        largest_element: as build_edge_graph has it.
+    """
+
+    margin = MARGIN_INT8
+
+    def __init__(self, g: GraphNodes, largest_element: float) -> None:
+        name = ENCODER + ITEM_EMBEDDINGS
+        self.g, self.values, self.scales = g, name + INT8, name + SCALES  # (num_items + 1, D), (num_items + 1, 1)
+        self.step = largest_element / LARGEST_STEPS
+
+    def scan(self, user: str) -> str:
+        """As _Table; of the user rounded to whole steps.
+
+        Both digits of a user are rows of one product, which reads the table once: the second is nearly free.
+        """
+        g, f32 = self.g, np.float32
+        steps = g.add("Round", g.add("Mul", user, g.constant(1 / self.step, f32)))
+        steps = g.add("Clip", steps, g.constant(-LARGEST_STEPS, f32), g.constant(LARGEST_STEPS, f32))
+        high = g.add("Round", g.add("Mul", steps, g.constant(1 / BASE, f32)))
+        low = g.add("Sub", steps, g.add("Mul", high, g.constant(BASE, f32)))
+        digits = g.add("Concat", high, low, axis=0)  # (2 B, D)
+        # From 0 on: not all CPUs multiply two signed bytes.
+        zero = LARGEST_DIGIT + 1
+        digits = g.add("Cast", g.add("Add", digits, g.constant(zero, f32)), to=TensorProto.UINT8)
+        columns = g.add("Transpose", self.values, perm=[1, 0])  # when the file is loaded
+        sums = g.add("MatMulInteger", digits, columns, g.constant(zero, np.uint8))  # (2 B, num_items + 1) int32
+        high, low = g.split(sums, 2)
+        sums = g.add("Add", g.add("Mul", high, g.constant(BASE, np.int32)), low)
+        scales = g.add("Cast", g.add("Squeeze", self.scales, g.constant([1])), to=TensorProto.FLOAT)
+        scales = g.add("Mul", scales, g.constant(self.step, f32))  # when the file is loaded
+        return g.add("Mul", g.add("Cast", sums, to=TensorProto.FLOAT), scales)
+
+    def rows(self, items: str) -> str:
+        """As _Table."""
+        g = self.g
+        values, scales = (
+            g.add("Cast", g.add("Gather", part, items), to=TensorProto.FLOAT) for part in (self.values, self.scales)
+        )
+        return g.add("Mul", values, scales)
+
+
 def _add_lookup(g: GraphNodes, catalog: Catalog) -> str:
     """(B, L) int64, item_index of each id; PADDING for an unknown one.
 
@@ -229,16 +303,35 @@ def _add_item_ids(g: GraphNodes, catalog: Catalog, items: str) -> None:
         g.add("Gather", "item_id", items, name="item_ids")
 
 
-def _take_encoder(g: GraphNodes, encoder: onnx.ModelProto) -> str:
+def _take_encoder(g: GraphNodes, encoder: onnx.ModelProto, largest_element: float | None) -> _Table | _Int8Table:
     """Move the encoder's nodes and weights over, under names of their own.
 
     Returns:
-        Name of the item table.
+        The item table among them.
     """
     graph = onnx.compose.add_prefix(encoder, ENCODER).graph
     g.nodes.extend(graph.node)
     g.initializers.extend(graph.initializer)
-    return ENCODER + ITEM_EMBEDDINGS
+    if not any(tensor.name == ENCODER + ITEM_EMBEDDINGS + INT8 for tensor in graph.initializer):
+        return _Table(g)
+    if largest_element is None:
+        raise ValueError("an item table in int8 needs the largest element of a user's embedding")
+    return _Int8Table(g, largest_element)
+
+
+def _add_item_provider(g: GraphNodes, item_provider: npt.NDArray[np.int32]) -> None:
+    """Give item_provider, (num_items + 1,) of whole numbers.
+
+    Items are numbered by provider: the first of each one says it all. The rest is made when the file is loaded.
+    """
+    if (np.diff(item_provider) < 0).any():
+        g.narrow_table("item_provider", item_provider)
+        return
+    firsts = np.searchsorted(item_provider, np.arange(1, item_provider[-1] + 1))
+    none = g.add("Expand", g.constant(0, np.int32), g.constant([len(item_provider)]))
+    ones = g.add("Expand", g.constant(1, np.int32), g.constant([len(firsts)]))
+    steps = g.add("ScatterElements", none, g.constant(firsts), ones, axis=0, reduction="add")
+    g.add("CumSum", steps, g.constant(0), name="item_provider")
 
 
 def _axis(g: GraphNodes, values: str, axis: int) -> str:

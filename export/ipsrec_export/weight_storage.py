@@ -1,0 +1,255 @@
+"""Keeps the weights of a graph in fewer bytes, as float16 or int8; they are float32 again where they are used.
+
+A node Cast, and for int8 a Mul with scales behind it, gives the float32 values. ONNX Runtime computes such a node once,
+when it loads the file, for all its inputs are constants; DequantizeLinear, made for this, it would run at every call.
+Rows that are only ever looked up stay int8 in memory, too: what was looked up is cast, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ipsrec_export.lean import LARGEST_HALF
+from ipsrec_onnx.errors import DataError
+
+Kind = Literal["fp32", "fp16", "int8"]
+
+INT8, SCALES, FP16 = ".int8", ".scales", ".fp16"  # what their names end in
+LARGEST_INT8: Final = 127
+SMALLEST: Final = 256  # elements; below it the nodes take what the bytes give
+_SMALLEST_NORMAL_HALF: Final = 2.0**-14  # below it float16 has fewer digits
+_SCOPES: Final = "pkg.torch.onnx.name_scopes"
+_LAYER: Final = re.compile(r"'encoder\.([a-z_]+(?:\.\d+)?)")
+
+
+class QuantizedRows(NamedTuple):
+    """A weight in int8.
+
+    Attributes:
+        values: int8 in the weight's shape, -127..127.
+        scales: float16, or float32 where float16 has too few digits; the weight's shape with 1 for its inputs.
+    """
+
+    values: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
+    def as_float32(self) -> npt.NDArray[np.float32]:
+        """The weight again, to the last bit as the graph has it."""
+        return self.values.astype(np.float32) * self.scales.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A float32 initializer that can be stored in fewer bytes.
+
+    Attributes:
+        name: of the initializer.
+        group: the table or layer that it belongs to.
+        inputs: axes that a sum runs over; the others are channels, with a scale each. Of a table, those of a row.
+        rows_only: it is a table of which rows are looked up, and nothing else.
+        elements: how many.
+    """
+
+    name: str
+    group: str
+    inputs: tuple[int, ...]
+    rows_only: bool
+    elements: int
+
+
+def quantize(weight: npt.NDArray[np.float32], inputs: tuple[int, ...], *, name: str = "weight") -> QuantizedRows:
+    """Round a weight to int8, symmetric about 0, with one scale a channel.
+
+    Args:
+        weight: finite float32.
+        inputs: axes that share a scale.
+        name: for the message.
+
+    Raises:
+        DataError: an element is not finite.
+    """
+    if not np.isfinite(weight).all():
+        raise DataError(f"export: weight {name} holds a value that is not finite; train the model again")
+    scales = np.abs(weight).max(inputs, keepdims=True) / np.float32(LARGEST_INT8)
+    some = scales[scales > 0]
+    if some.size == 0 or (some.min() >= _SMALLEST_NORMAL_HALF and some.max() <= LARGEST_HALF):
+        scales = scales.astype(np.float16)
+    whole = np.rint(weight / np.where(scales > 0, scales, 1).astype(np.float32))
+    return QuantizedRows(np.clip(whole, -LARGEST_INT8, LARGEST_INT8).astype(np.int8), scales)
+
+
+def storable_weights(graph: onnx.GraphProto) -> list[StoredWeight]:
+    """Find what store_weights can take, in the graph's order.
+
+    These are the float32 initializers of SMALLEST elements or more that are a matrix, a kernel or a table to all nodes
+    that use them.
+    """
+    uses: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            uses.setdefault(name, []).append((node, place))
+    outputs = {output.name for output in graph.output}
+    found = []
+    for tensor in graph.initializer:
+        elements = int(np.prod(tensor.dims))
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or elements < SMALLEST:
+            continue
+        used = uses.get(tensor.name, [])
+        axes = {_input_axes(node, place, len(tensor.dims)) for node, place in used}
+        if len(axes) != 1 or (inputs := axes.pop()) is None:
+            continue
+        rows_only = tensor.name not in outputs and all(_looks_up_rows(node) for node, _ in used)
+        group = tensor.name if _looks_up_rows(used[0][0]) else _group(used[0][0], tensor.name)
+        found.append(StoredWeight(tensor.name, group, inputs, rows_only, elements))
+    return found
+
+
+def store_weights(proto: onnx.ModelProto, kinds: Mapping[str, Kind]) -> None:
+    """Store some of a graph's weights in fewer bytes, in place.
+
+    Args:
+        proto: its weights lie in memory.
+        kinds: of weights by name, as storable_weights gives them; one that is not named stays float32.
+
+    Raises:
+        DataError: an element is not finite, or float16 does not hold it.
+    """
+    graph = proto.graph
+    weights = {weight.name: weight for weight in storable_weights(graph) if kinds.get(weight.name, "fp32") != "fp32"}
+    stored: dict[str, list[onnx.TensorProto]] = {}
+    first: list[onnx.NodeProto] = []
+    looked_up: dict[str, bool] = {}  # by name of a table that stays int8: are its scales float16?
+    for tensor in graph.initializer:
+        if tensor.name not in weights:
+            continue
+        weight, array = weights[tensor.name], numpy_helper.to_array(tensor)
+        if kinds[weight.name] == "fp16":
+            stored[weight.name] = [numpy_helper.from_array(as_half(array, name=weight.name), weight.name + FP16)]
+            first.append(helper.make_node("Cast", [weight.name + FP16], [weight.name], to=TensorProto.FLOAT))
+            continue
+        rows = quantize(array, weight.inputs, name=weight.name)
+        stored[weight.name] = [
+            numpy_helper.from_array(rows.values, weight.name + INT8),
+            numpy_helper.from_array(rows.scales, weight.name + SCALES),
+        ]
+        if weight.rows_only:
+            looked_up[weight.name] = rows.scales.dtype == np.float16
+        else:
+            first += _product(
+                weight.name + INT8, weight.name + SCALES, weight.name, half=rows.scales.dtype == np.float16
+            )
+    nodes = first
+    for node in graph.node:
+        if node.input and node.input[0] in looked_up and _looks_up_rows(node):
+            nodes += _rows(node, half=looked_up[node.input[0]])
+        else:
+            nodes.append(node)
+    initializers = [part for tensor in graph.initializer for part in stored.get(tensor.name, [tensor])]
+    for field, parts in ((graph.node, nodes), (graph.initializer, initializers)):
+        kept = list(parts)  # before the field that some of them live in is emptied
+        del field[:]
+        field.extend(kept)
+
+
+def as_half(weight: npt.NDArray[np.float32], *, name: str) -> npt.NDArray[np.float16]:
+    """Round a weight to float16.
+
+    Raises:
+        DataError: an element is not finite, or float16 does not hold it.
+    """
+    if not np.isfinite(weight).all():
+        raise DataError(f"export: weight {name} holds a value that is not finite; train the model again")
+    if not fits_half(weight):
+        raise DataError(
+            f"export: weight {name} reaches {np.abs(weight).max():.6g}, float16 ends at {LARGEST_HALF:.0f}; "
+            "export with --precision fp32"
+        )
+    return weight.astype(np.float16)
+
+
+def fits_half(weight: npt.NDArray[np.float32]) -> bool:
+    """Does float16 hold all of it?"""
+    return bool(np.abs(weight).max(initial=0) <= LARGEST_HALF)
+
+
+def groups_of(weights: Iterable[StoredWeight]) -> dict[str, list[str]]:
+    """Names of weights by the table or layer that they belong to, in order."""
+    groups: dict[str, list[str]] = {}
+    for weight in weights:
+        groups.setdefault(weight.group, []).append(weight.name)
+    return groups
+
+
+def drop_node_notes(proto: onnx.ModelProto) -> None:
+    """Take away what the exporter notes at each node for developers: 5 kB a node, and paths of this machine in it."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for values in (proto.graph.input, proto.graph.output, proto.graph.value_info, proto.graph.initializer):
+        for value in values:
+            del value.metadata_props[:]
+    del proto.graph.metadata_props[:]
+
+
+def drop_output(proto: onnx.ModelProto, names: Collection[str]) -> None:
+    """Take outputs away."""
+    kept = [output for output in proto.graph.output if output.name not in names]
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+
+
+def _input_axes(node: onnx.NodeProto, place: int, num_axes: int) -> tuple[int, ...] | None:
+    """Axes of a weight that share a scale where a node uses it; None where the weight is something else to it."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if _looks_up_rows(node) and place == 0:
+        return tuple(range(1, num_axes))
+    if node.op_type == "MatMul" and place == 1:
+        return (num_axes - 2,)
+    if node.op_type == "Gemm" and place == 1:
+        return (1 if attributes.get("transB") else 0,)
+    if node.op_type == "Conv" and place == 1:
+        return tuple(range(1, num_axes))
+    if node.op_type == "GRU" and place in (1, 2):
+        return (num_axes - 1,)
+    return None
+
+
+def _looks_up_rows(node: onnx.NodeProto) -> bool:
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    return node.op_type == "Gather" and axis == 0
+
+
+def _group(node: onnx.NodeProto, otherwise: str) -> str:
+    """The layer that a node was made of, which the exporter notes."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+    layer = _LAYER.search(scopes)
+    return layer[1] if layer else otherwise
+
+
+def _rows(node: onnx.NodeProto, *, half: bool) -> list[onnx.NodeProto]:
+    """Look up int8 rows and their scales in the place of float32 rows."""
+    table, places = node.input
+    output = node.output[0]
+    rows, scales = output + INT8, output + SCALES
+    return [
+        helper.make_node("Gather", [table + INT8, places], [rows]),
+        helper.make_node("Gather", [table + SCALES, places], [scales]),
+        *_product(rows, scales, output, half=half),
+    ]
+
+
+def _product(values: str, scales: str, output: str, *, half: bool) -> list[onnx.NodeProto]:
+    """int8 values times their scales, float32."""
+    nodes = [helper.make_node("Cast", [values], [output + ".whole"], to=TensorProto.FLOAT)]
+    if half:
+        nodes.append(helper.make_node("Cast", [scales], [scales + ".float32"], to=TensorProto.FLOAT))
+        scales += ".float32"
+    return [*nodes, helper.make_node("Mul", [output + ".whole", scales], [output])]
