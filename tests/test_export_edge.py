@@ -78,11 +78,10 @@ def test_it_is_one_file_of_standard_operators(tmp_path: Path, trained: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["edge.onnx"]
     proto = onnx.load(tmp_path / "edge.onnx")
     onnx.checker.check_model(proto, full_check=True)
-    assert {node.domain for node in proto.graph.node} == {"", "ai.onnx.ml"}
-    assert {operator_set.domain: operator_set.version for operator_set in proto.opset_import} == {
-        "": 20,
-        "ai.onnx.ml": 3,
-    }
+    domains = {"", "ai.onnx.ml"}  # the second for string ids alone
+    assert {node.domain for node in proto.graph.node} <= domains
+    assert {operator_set.domain for operator_set in proto.opset_import} <= domains
+    assert next(one.version for one in proto.opset_import if not one.domain) == 20
 
 
 def test_a_gate_that_is_not_passed_leaves_nothing(
