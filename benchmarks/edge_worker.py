@@ -1,0 +1,137 @@
+"""A process that runs an edge graph for one user at a time, on one thread, when it is told to.
+
+    python edge_worker.py onnxruntime MODEL USERS
+    python edge_worker.py torch NET USERS
+
+All workers, those of Node and of a browser too, speak one language, so that a benchmark lets them work in turn. USERS
+is a JSON list of histories, each a list of ids as text. The first line a worker prints is {"load_ms", "pss_mb",
+"anonymous_mb"}: the time to open the file, what the process has more in memory after the first user, shared pages by
+their share, and what of it no file backs. For each line "lists FIRST COUNT" it then prints {"item_ids": [[text, ...],
+...], "scores": [...]}, for each line "times FIRST COUNT" {"ms": [...]}, from a history to lists of its language.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+for library in ("OPENBLAS", "OMP", "MKL"):
+    os.environ[f"{library}_NUM_THREADS"] = "1"
+
+import numpy as np  # noqa: E402 - it reads the number of its threads when it is loaded
+
+Lists = tuple[list[Any], list[float]]
+
+
+def main() -> None:
+    """Open the model, then answer lines until there are no more."""
+    runtime, model, users = sys.argv[1:]
+    histories = json.loads(Path(users).read_text(encoding="utf-8"))
+    opener = {"onnxruntime": open_onnxruntime, "torch": open_torch}[runtime]()
+    before = memory_mb()
+    started = time.perf_counter()
+    recommend = opener(model)
+    load_ms = 1e3 * (time.perf_counter() - started)
+    recommend(histories[0])
+    used = {name: value - before[name] for name, value in memory_mb().items()}
+    say({"load_ms": load_ms, **used})
+    for line in sys.stdin:
+        what, first, count = line.split()
+        part = histories[int(first) : int(first) + int(count)]
+        if what == "lists":
+            lists = [recommend(history) for history in part]
+            say({"item_ids": [list(map(str, ids)) for ids, _ in lists], "scores": [scores for _, scores in lists]})
+        else:
+            say({"ms": [timed_ms(recommend, history) for history in part]})
+
+
+def open_onnxruntime() -> Callable[[str], Callable[[list[str]], Lists]]:
+    """ONNX Runtime with one thread; a history is made an array, an array a list."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+
+    def opener(path: str) -> Callable[[list[str]], Lists]:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        dtype: Any = np.int64 if session.get_inputs()[0].type == "tensor(int64)" else object
+
+        def recommend(history: list[str]) -> Lists:
+            feed = {"item_history": np.array([history], dtype), "lengths": np.array([len(history)])}
+            item_ids, scores, counts = session.run(["item_ids", "scores", "counts"], feed)
+            return item_ids[0, : counts[0]].tolist(), scores[0, : counts[0]].tolist()
+
+        return recommend
+
+    return opener
+
+
+def open_torch() -> Callable[[str], Callable[[list[str]], Lists]]:
+    """The trained module in PyTorch, eager: what the edge file stands for, as one would write it."""
+    import torch
+
+    torch.set_num_threads(1)
+
+    def opener(path: str) -> Callable[[list[str]], Lists]:
+        saved = torch.load(path, weights_only=False)
+        net, item_ids, top_k, max_len = saved["net"], saved["item_ids"], saved["top_k"], saved["max_len"]
+        index_of = {str(item_id): index for index, item_id in enumerate(item_ids, start=1)}
+        with torch.no_grad():
+            table = net.item_embeddings().detach().clone()  # once, not for every user
+
+        terms = net.history_terms
+        with torch.no_grad():
+            item_weights = None if terms is None else terms.item_weights()
+            provider_weights = None if terms is None else terms.provider_weights()
+
+        @torch.inference_mode()
+        def recommend(history: list[str]) -> Lists:
+            seen = torch.tensor([index_of[item_id] for item_id in history if item_id in index_of])
+            items = seen[-max_len:]
+            providers = net.item_provider[items]
+            user = net.encode_last(table, items[None], providers[None], torch.tensor([len(items)]))[0]
+            scores = table @ user
+            if terms is not None:
+                newest_last = torch.arange(len(items) - 1, -1, -1)
+                gains = torch.zeros(net.providers.num_embeddings)
+                gains.index_add_(0, providers, provider_weights[newest_last])
+                gains[0] = 0  # "no provider" is nobody's
+                scores += gains[net.item_provider]
+                scores.index_add_(0, items, item_weights[newest_last])
+            scores[0] = -torch.inf
+            scores[seen] = -torch.inf
+            best, at = torch.topk(scores, top_k)
+            return [item_ids[index - 1] for index in at.tolist()], best.tolist()
+
+        return recommend
+
+    return opener
+
+
+def timed_ms(recommend: Callable[[list[str]], Lists], history: list[str]) -> float:
+    """Time one user."""
+    started = time.perf_counter()
+    recommend(history)
+    return 1e3 * (time.perf_counter() - started)
+
+
+def memory_mb() -> dict[str, float]:
+    """What this process has in memory."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    kb = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
+    return {"pss_mb": kb["Pss"] / 1024, "anonymous_mb": kb["Anonymous"] / 1024}
+
+
+def say(answer: dict[str, Any]) -> None:
+    """One line of JSON, at once."""
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
