@@ -78,16 +78,13 @@ def node_command(model: Path, users: Path, *, modules: Path = NODE_MODULES) -> l
 
 def browser_command(model: Path, users: Path, *, modules: Path = NODE_MODULES) -> list[str | Path] | None:
     """onnxruntime-web in a headless chromium; None where one of them or playwright is missing."""
-    from importlib.util import find_spec
-
-    if find_spec("playwright") is None or not (modules / "onnxruntime-web").is_dir() or not chromium():
+    try:
+        from edge_browser import chromium
+    except ImportError:
+        return None
+    if chromium() is None or not (modules / "onnxruntime-web").is_dir():
         return None
     return [sys.executable, HERE / "edge_browser.py", model, users, modules]
-
-
-def chromium() -> str | None:
-    """Path of the browser."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def times_in_turn(workers: Mapping[str, Worker], *, first: int, count: int) -> dict[str, list[float]]:

@@ -1,0 +1,51 @@
+"""The benchmarks of the edge file prove themselves on tiny catalogs: every way gives the same lists, or they say so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = [".", "kernels", "gpu", "train", "export", "experiment", "cli"]
+
+
+def _run(name: str, *options: str) -> dict[str, Any]:
+    path = os.pathsep.join(str(ROOT / folder) for folder in FOLDERS)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / name), "--tiny", *options],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def test_a_search_takes_fewer_bytes_than_label_encoder() -> None:
+    found = _run("bench_edge_lookup.py")["300"]
+    assert {"label_python", "search_python"} <= set(found)
+    for figures in found.values():
+        assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
+        assert figures["load_ms"] > 0
+
+
+@pytest.mark.slow
+def test_every_precision_runs_and_fp32_gives_the_lists_of_torch(tmp_path: Path) -> None:
+    found = _run("bench_edge.py", "--ways", "python", "node", "--markdown", str(tmp_path / "edge.md"))["600"]
+    sizes = [found[precision]["file_bytes"] for precision in ("int8", "fp16", "fp32")]
+    assert sizes == sorted(sizes)
+    assert found["fp32"]["python"]["overlap"] >= 0.999
+    assert found["int8"]["python"]["overlap"] > 0.9
+    assert found["torch"]["vs_torch"] == 1
+    page = (tmp_path / "edge.md").read_text(encoding="utf-8")
+    rows = sum(way in found[precision] for precision in ("int8", "fp16", "fp32") for way in ("python", "node"))
+    assert page.count("| 600 |") == rows + 1
