@@ -1,0 +1,261 @@
+"""Chooses how a model's weights are stored: the smallest file whose lists are as good as those of float32.
+
+Good is what the validation users' lists say, of the very graph that is written: NDCG@10 may fall by no more than a
+share of float32's that the caller names. No chance is allowed for, as gate.py does for half precision: the bound is the
+caller's word. So with few users a single target that falls by one place can be too much, and int8 is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from ipsrec_export.graph import ITEM_EMBEDDINGS
+from ipsrec_export.weight_storage import Kind, StoredWeight, fits_half, groups_of
+from ipsrec_onnx.errors import ModelFileError
+from ipsrec_onnx.metrics import metrics_of_ranks
+
+PrecisionChoice = Literal["fp32", "fp16", "int8", "auto"]
+
+MAX_NDCG_DROP: Final = 0.001
+OVERLAPS: Final = (10, 100)
+NDCG_AT: Final = 10
+
+Lists = npt.NDArray[np.int32]  # (U, K) item_index, best first, PADDING behind the last
+
+
+class Trial(Protocol):
+    """A model of which files can be made, and tried on validation users.
+
+    Attributes:
+        encoder: in float32.
+        weights: of it, that can be stored in fewer bytes.
+        targets: (U,) int32, the item that each user took next; U may be 0.
+        has_half: "auto" tries float16, too; a server's file in it is another graph, made for CUDA.
+    """
+
+    encoder: onnx.ModelProto
+    weights: list[StoredWeight]
+    targets: npt.NDArray[np.int32]
+    has_half: bool
+
+    def build(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
+        """Make the file's graph with weights stored as kinds says, by name; those it does not name are float32."""
+
+    def lists(self, graph: bytes) -> Lists:
+        """Recommend to all users."""
+
+    def latency_ms(self, graph: bytes) -> float:
+        """Median time of one user on one thread."""
+
+    def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """(U, D) of the users and (num_items + 1, D) of the items, with weights stored as kinds says."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of storing the weights, and what it gave.
+
+    Attributes:
+        precision: "fp32", "fp16" or "int8".
+        kept: tables and layers that are stored in another way, and how.
+        bytes: of the graph with its weights; what a file says beside it is the same for all.
+        latency_ms: median of one user, on one thread of the exporting machine.
+        overlap_at_10: mean share of float32's top 10 that this one's top 10 has.
+        overlap_at_100: the same of the top 100.
+        ndcg_at_10: of the validation users, as they would get the lists.
+        ndcg_change: of that from float32's, relative; negative is worse.
+        passed: it is no worse than the bound allows.
+    """
+
+    precision: Literal["fp32", "fp16", "int8"]
+    kept: dict[str, Kind]
+    bytes: int
+    latency_ms: float
+    overlap_at_10: float
+    overlap_at_100: float
+    ndcg_at_10: float
+    ndcg_change: float
+    passed: bool
+
+    def as_metadata(self) -> dict[str, Any]:
+        """JSON values; what was kept as one text, empty for nothing."""
+        return {**asdict(self), "kept": ", ".join(f"{group} {kind}" for group, kind in self.kept.items())}
+
+
+def choose_precision(
+    trial: Trial, *, precision: PrecisionChoice, max_ndcg_drop: float = MAX_NDCG_DROP
+) -> tuple[onnx.ModelProto, Candidate, list[Candidate]]:
+    """Make a file in a precision, or for "auto" the smallest that passes.
+
+    "auto" tries fp32, fp16 and int8. Where int8 does not pass, groups of weights are put back, to float16 where a
+    file in it passes and else to float32: first the item table if the rest is not to blame, then layer by layer, the
+    one first that moves scores the most, until the lists pass.
+
+    Args:
+        trial: the model.
+        precision: to make it in.
+        max_ndcg_drop: how far NDCG@10 may fall, as a share of float32's.
+
+    Returns:
+        The graph, what it is, and everything that was tried, float32 first.
+
+    Raises:
+        ModelFileError: this precision does not pass.
+        DataError: float16 does not hold a weight, or one is not finite.
+    """
+    search = _Search(trial, max_ndcg_drop)
+    chosen = search.baseline
+    if precision == "auto":
+        search.try_all()
+        chosen = min((one for one in search.tried if one.passed), key=lambda one: one.bytes)
+    elif precision != "fp32":
+        chosen = search.attempt(precision)
+        if not chosen.passed:
+            raise ModelFileError(_refusal(chosen, search))
+    return trial.build(search.kinds(chosen.precision, chosen.kept)), chosen, search.tried
+
+
+class _Search:
+    """Candidates of one model.
+
+    Attributes:
+        tried: so far; float32 is the first.
+        baseline: float32.
+    """
+
+    def __init__(self, trial: Trial, max_ndcg_drop: float) -> None:
+        self.trial, self.max_ndcg_drop = trial, max_ndcg_drop
+        self.groups = groups_of(trial.weights)
+        self.tried: list[Candidate] = []
+        graph = self._graph("fp32", {})
+        self.lists = trial.lists(graph)
+        self.baseline = self._judge("fp32", {}, graph, self.lists)
+
+    def attempt(self, precision: Literal["fp32", "fp16", "int8"], kept: Mapping[str, Kind] | None = None) -> Candidate:
+        """Make a file and judge it."""
+        graph = self._graph(precision, kept or {})
+        return self._judge(precision, dict(kept or {}), graph, self.trial.lists(graph))
+
+    def try_all(self) -> None:
+        """Go through the candidates of "auto"."""
+        beyond_half = [group for group, names in self.groups.items() if not self._fits_half(names)]
+        halves = self.trial.has_half and self.attempt("fp16", dict.fromkeys(beyond_half, "fp32")).passed
+        if self.attempt("int8").passed or not len(self.trial.targets):
+            return
+        back: dict[str, Kind] = {
+            group: "fp16" if halves and group not in beyond_half else "fp32" for group in self.by_harm()
+        }
+        layers = [group for group in back if group != ITEM_EMBEDDINGS]
+        kept: dict[str, Kind] = {}
+        if not layers or not self.attempt("int8", {group: back[group] for group in layers}).passed:
+            kept[ITEM_EMBEDDINGS] = back[ITEM_EMBEDDINGS]
+            if self._enough(kept):
+                return
+        # With all of them back it is a file that was tried already.
+        for group in layers[:-1]:
+            kept[group] = back[group]
+            if self._enough(kept):
+                return
+
+    def by_harm(self) -> list[str]:
+        """Groups by what int8 does to them alone, the worst first.
+
+        Harm is how far it moves the scores of float32's list against each other, as a share of how far these lie apart.
+        """
+        users, items = self.trial.embed({})
+        lists = self.lists[: len(users)]
+        scores = _scores(users, items, lists)
+        apart = np.maximum(scores.std(1), np.finfo(np.float32).tiny)
+        harm = {}
+        for group, names in self.groups.items():
+            moved = _scores(*self.trial.embed(dict.fromkeys(names, "int8")), lists) - scores
+            harm[group] = float(np.mean(moved.std(1) / apart))
+        return sorted(harm, key=lambda group: -harm[group])
+
+    def kinds(self, precision: Kind, kept: Mapping[str, Kind]) -> dict[str, Kind]:
+        """How each weight is stored, by name."""
+        return {name: kept.get(group, precision) for group, names in self.groups.items() for name in names}
+
+    def _enough(self, kept: Mapping[str, Kind]) -> bool:
+        """Try int8 with some groups kept: is there no need to go on?"""
+        found = self.attempt("int8", kept)
+        return found.passed or found.bytes >= min(one.bytes for one in self.tried if one.passed)
+
+    def _graph(self, precision: Kind, kept: Mapping[str, Kind]) -> bytes:
+        graph: bytes = self.trial.build(self.kinds(precision, kept)).SerializeToString()
+        return graph
+
+    def _judge(
+        self, precision: Literal["fp32", "fp16", "int8"], kept: dict[str, Kind], graph: bytes, lists: Lists
+    ) -> Candidate:
+        ndcg = _ndcg(lists, self.trial.targets)
+        before = self.tried[0].ndcg_at_10 if self.tried else ndcg
+        change = (ndcg - before) / before if before > 0 else 0.0
+        first, last = OVERLAPS
+        # Without a target in any list nothing is known, which is no reason to let a file pass.
+        is_known = before > 0 or not self.tried or self.max_ndcg_drop >= 1
+        candidate = Candidate(
+            precision=precision,
+            kept=kept,
+            bytes=len(graph),
+            latency_ms=self.trial.latency_ms(graph),
+            overlap_at_10=_overlap(self.lists, lists, first),
+            overlap_at_100=_overlap(self.lists, lists, last),
+            ndcg_at_10=ndcg,
+            ndcg_change=change,
+            passed=is_known and change >= -self.max_ndcg_drop,
+        )
+        self.tried.append(candidate)
+        return candidate
+
+    def _fits_half(self, names: list[str]) -> bool:
+        return all(
+            fits_half(numpy_helper.to_array(tensor))
+            for tensor in self.trial.encoder.graph.initializer
+            if tensor.name in names
+        )
+
+
+def _scores(users: npt.NDArray[np.float32], items: npt.NDArray[np.float32], lists: Lists) -> npt.NDArray[np.float64]:
+    """(U, K) of each user's own list."""
+    scores = [items[row].astype(np.float64) @ user for user, row in zip(users, lists, strict=True)]
+    return np.array(scores).reshape(lists.shape)
+
+
+def _ndcg(lists: Lists, targets: npt.NDArray[np.int32]) -> float:
+    """NDCG@10; 0 without users."""
+    if not len(targets):
+        return 0.0
+    hit = lists[:, :NDCG_AT] == targets[:, None]
+    ranks = np.where(hit.any(1), hit.argmax(1) + 1, 0)
+    return metrics_of_ranks(ranks, [NDCG_AT])[f"ndcg@{NDCG_AT}"]
+
+
+def _overlap(before: Lists, after: Lists, top_k: int) -> float:
+    """Mean share of the first items of a list that the other has among its first, too; 1 without users."""
+    shares = []
+    for one, other in zip(before[:, :top_k], after[:, :top_k], strict=True):
+        real = one[one > 0]
+        shares.append(len(np.intersect1d(real, other)) / max(1, len(real)))
+    return float(np.mean(shares)) if shares else 1.0
+
+
+def _refusal(found: Candidate, search: _Search) -> str:
+    users = len(search.trial.targets)
+    asked = f"export: --precision {found.precision} is not good enough, so no file is written: "
+    if search.baseline.ndcg_at_10 == 0:
+        return (
+            f"{asked}none of {users} validation users has the target in float32's top 10; export with --precision fp32"
+        )
+    return (
+        f"{asked}NDCG@10 {search.baseline.ndcg_at_10:.4f} -> {found.ndcg_at_10:.4f} ({found.ndcg_change:+.2%}, at most "
+        f"-{search.max_ndcg_drop:.2%}), top-10 overlap {found.overlap_at_10:.4f} ({users} validation users); export "
+        "with --precision auto, or with a larger --max-ndcg-drop"
+    )

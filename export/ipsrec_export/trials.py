@@ -1,0 +1,281 @@
+"""Tries files of the two profiles on validation users: the lists that they get, and how long one user takes."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pyarrow as pa
+from onnx import numpy_helper
+
+from ipsrec_export.comparison import VALIDATION_BATCH, VALIDATION_USERS
+from ipsrec_export.edge_gate import edge_feed, edge_lists
+from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
+from ipsrec_export.graph import INPUTS, ITEM_EMBEDDINGS, USER_EMBEDDING
+from ipsrec_export.precision import OVERLAPS, Lists
+from ipsrec_export.weight_storage import (
+    Kind,
+    as_half,
+    drop_node_notes,
+    drop_output,
+    quantize,
+    storable_weights,
+    store_weights,
+)
+from ipsrec_kernels.history_items import History, HistoryTerms
+from ipsrec_kernels.item_table import build_item_table
+from ipsrec_kernels.pack import pack_histories
+from ipsrec_kernels.padding import PADDING
+from ipsrec_kernels.topk import retrieve
+from ipsrec_onnx.catalog import Catalog
+from ipsrec_onnx.ids import find_ids
+from ipsrec_onnx.session import open_session, run_session
+from ipsrec_train.batches import Histories
+
+# One target of 2,048 that falls from rank 1 to 2 can be more than a bound of .1%. Catalogs of a million items get
+# fewer users: a candidate should take a minute, not an hour.
+MOST_USERS: Final = 20_000
+_MOST_SCORES: Final = 2**31
+_HEADROOM: Final = 2.0  # users whose embedding is larger than any of the validation users'
+_TIMED: Final = 50
+_WARM_UP: Final = 5
+
+
+class EdgeTrial:
+    """A model as edge files; attributes and methods as Trial.
+
+    Args:
+        encoder: as build_graph gives it; stays as it is.
+        catalog: of the model.
+        history_terms: of the model; None for one without.
+        max_len: most recent known items that the encoder sees.
+        rules: for every user.
+        validation: validation histories and targets of the run.
+    """
+
+    has_half = True
+
+    def __init__(
+        self,
+        encoder: onnx.ModelProto,
+        catalog: Catalog,
+        history_terms: HistoryTerms | None,
+        *,
+        max_len: int,
+        rules: EdgeRules,
+        validation: Histories,
+    ) -> None:
+        self.encoder = _copy(encoder)
+        drop_output(self.encoder, [ITEM_EMBEDDINGS])
+        self.weights = storable_weights(self.encoder.graph)  # before the notes go, which say what belongs together
+        drop_node_notes(self.encoder)
+        self._catalog, self._terms, self._max_len, self._rules = catalog, history_terms, max_len, rules
+        self._users = _Users(validation, catalog, max_len=max_len)
+        self.targets = self._users.targets
+        self._histories = self._users.raw_histories()
+        largest = np.abs(self._users.encode(_session(self.encoder.SerializeToString()))).max(initial=0)
+        self._largest_element = _HEADROOM * float(largest) or 1.0
+
+    def build(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
+        """As Trial."""
+        encoder = _copy(self.encoder)
+        store_weights(encoder, kinds)
+        return build_edge_graph(
+            encoder,
+            self._catalog,
+            self._terms,
+            max_len=self._max_len,
+            rules=self._rules,
+            largest_element=self._largest_element,
+        )
+
+    def lists(self, graph: bytes) -> Lists:
+        """As Trial; seen items are in them or not, as the rules say."""
+        found = edge_lists(_session(graph), self._histories, self._catalog)
+        lists = np.full((len(found), min(self._rules.top_k, self._catalog.num_items)), PADDING, np.int32)
+        for row, (item_ids, _, _) in zip(lists, found, strict=True):
+            row[: len(item_ids)] = find_ids(self._catalog.item_table, pa.array(item_ids, self._catalog.item_ids.type))
+        return lists
+
+    def latency_ms(self, graph: bytes) -> float:
+        """As Trial; 0 without users."""
+        session = _session(graph)
+        switch = {node.name: np.ones(1, np.bool_) for node in session.get_inputs() if node.name == "use_providers"}
+        feeds = [{**edge_feed([history], self._catalog), **switch} for history in self._histories[:_TIMED]]
+        return _median_ms([functools.partial(run_session, session, ["item_ids"], feed) for feed in feeds])
+
+    def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """As Trial."""
+        return _embed(self._users, self.encoder, kinds)
+
+
+class ServerTrial:
+    """A model as files for `ipsrec score`; attributes and methods as Trial.
+
+    Args:
+        encoder: as build_graph gives it; stays as it is.
+        catalog: of the model.
+        history_terms: of the model; None for one without.
+        max_len: most recent known items that the encoder sees.
+        validation: validation histories and targets of the run.
+    """
+
+    has_half = False
+
+    def __init__(
+        self,
+        encoder: onnx.ModelProto,
+        catalog: Catalog,
+        history_terms: HistoryTerms | None,
+        *,
+        max_len: int,
+        validation: Histories,
+    ) -> None:
+        self.encoder = _copy(encoder)
+        self.weights = storable_weights(self.encoder.graph)
+        drop_node_notes(self.encoder)
+        self._catalog, self._terms, self._top_k = catalog, history_terms, min(max(OVERLAPS), catalog.num_items)
+        self._users = _Users(validation, catalog, max_len=max_len)
+        self.targets = self._users.targets
+
+    def build(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
+        """As Trial."""
+        proto = _copy(self.encoder)
+        store_weights(proto, kinds)
+        return proto
+
+    def lists(self, graph: bytes) -> Lists:
+        """As Trial; items of the history are in them."""
+        session = _session(graph)
+        users, table = (
+            self._users.encode(session),
+            build_item_table(self._users.items(session), self._catalog.item_provider, allowed=None),
+        )
+        history = self._users.history() if self._terms is not None else None
+        return self._retrieve(table, users, history)
+
+    def latency_ms(self, graph: bytes) -> float:
+        """As Trial; 0 without users."""
+        session = _session(graph)
+        table = build_item_table(self._users.items(session), self._catalog.item_provider, allowed=None)
+
+        def run(user: int) -> None:
+            history = self._users.history(user) if self._terms is not None else None
+            self._retrieve(table, self._users.encode(session, user), history)
+
+        return _median_ms([functools.partial(run, user) for user in range(min(_TIMED, len(self.targets)))])
+
+    def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """As Trial."""
+        return _embed(self._users, self.encoder, kinds)
+
+    def _retrieve(self, table: Any, users: npt.NDArray[np.float32], history: History | None) -> Lists:
+        found = retrieve(
+            table,
+            users,
+            top_k=self._top_k,
+            seen=None,
+            history=history,
+            terms=self._terms if history is not None else None,
+            candidates=None,
+            max_per_provider=None,
+        )
+        return found.item_index
+
+
+class _Users:
+    """Validation users with a history.
+
+    Attributes:
+        targets: (U,) int32.
+    """
+
+    def __init__(self, validation: Histories, catalog: Catalog, *, max_len: int) -> None:
+        most = int(np.clip(_MOST_SCORES // (catalog.num_items + 1), VALIDATION_USERS, MOST_USERS))
+        self._catalog, self._max_len, self._validation = catalog, max_len, validation
+        self._rows = np.flatnonzero(np.diff(validation.offsets) > 0)[:most]
+        self.targets = validation.targets[self._rows]
+        self._items, self._lengths = pack_histories(
+            validation.values, validation.offsets, self._rows, bucket_len=max_len, batch_size=len(self._rows)
+        )
+        self._providers = catalog.item_provider[self._items]
+
+    def raw_histories(self) -> list[list[Any]]:
+        """Whole histories of item ids."""
+        offsets, ids = self._validation.offsets, self._catalog.item_ids
+        values = (self._validation.values[offsets[row] : offsets[row + 1]] for row in self._rows)
+        return [ids.take(pa.array(items - 1)).to_pylist() for items in values]
+
+    def history(self, user: int | None = None) -> History:
+        """What the history terms see of all users, or of one."""
+        chosen = slice(None) if user is None else slice(user, user + 1)
+        lengths = self._lengths[chosen]
+        real = np.arange(self._max_len)[None, :] < lengths[:, None]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return History(items=self._items[chosen][real], providers=self._providers[chosen][real], offsets=offsets)
+
+    def encode(self, session: onnxruntime.InferenceSession, user: int | None = None) -> npt.NDArray[np.float32]:
+        """(U, D) embeddings of all users, or of one."""
+        first, last = (0, len(self.targets)) if user is None else (user, user + 1)
+        parts = [
+            self._run(session, USER_EMBEDDING, slice(at, min(last, at + VALIDATION_BATCH)))
+            for at in range(first, last, VALIDATION_BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+    def items(self, session: onnxruntime.InferenceSession) -> npt.NDArray[np.float32]:
+        """(num_items + 1, D) item embeddings that a server's file gives."""
+        one = {name: np.ones((1,) if name == INPUTS[2] else (1, 1), np.int32) for name in INPUTS}
+        return np.ascontiguousarray(run_session(session, [ITEM_EMBEDDINGS], one)[0])
+
+    def _run(self, session: onnxruntime.InferenceSession, output: str, users: slice) -> npt.NDArray[np.float32]:
+        # Each batch is as wide as its longest history: what lies beyond changes no bit.
+        width = int(self._lengths[users].max())
+        batch = (self._items[users, :width], self._providers[users, :width], self._lengths[users])
+        return np.asarray(run_session(session, [output], dict(zip(INPUTS, batch, strict=True)))[0])
+
+
+def _embed(
+    users: _Users, encoder: onnx.ModelProto, kinds: Mapping[str, Kind]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """As Trial.embed."""
+    proto = _copy(encoder)
+    store_weights(proto, kinds)
+    (table,) = (one for one in encoder.graph.initializer if one.name == ITEM_EMBEDDINGS)
+    items = numpy_helper.to_array(table)
+    kind = kinds.get(ITEM_EMBEDDINGS, "fp32")
+    if kind == "int8":
+        items = quantize(items, (1,)).as_float32()
+    elif kind == "fp16":
+        items = as_half(items, name=ITEM_EMBEDDINGS).astype(np.float32)
+    return users.encode(_session(proto.SerializeToString())), items
+
+
+def _session(graph: bytes) -> onnxruntime.InferenceSession:
+    return open_session("a candidate", device="cpu", graph=graph)
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph alone, without what a file says beside it."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    del copied.metadata_props[:]
+    return copied
+
+
+def _median_ms(runs: list[Callable[[], Any]]) -> float:
+    """Of calls that differ a little; 0 for none."""
+    for run in runs[:_WARM_UP]:
+        run()
+    times = []
+    for run in runs:
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times)) if times else 0.0
