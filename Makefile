@@ -49,9 +49,10 @@ $(DEMO)/candidates.parquet: $(DEMO)/ipsrec_c.onnx $(DEMO)/dataset/dataset.json $
 	$(IPSREC) score --model $(DEMO)/ipsrec_c.onnx --input $(DEMO)/households.parquet \
 		--output $(DEMO)/candidates.parquet --top-k 20 --max-per-provider 3 --overwrite
 
-# Two processes, each with whole files of tests: more would compile the same kernels side by side.
+# Two processes, each with whole files of tests but for those of Ray (tests/conftest.py): more than two would compile the
+# same kernels side by side.
 test: lint
-	$(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-gpu: $(GPU_BIN)/.installed
 	$(GPU_BIN)/python -m pytest -m gpu

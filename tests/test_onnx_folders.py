@@ -384,6 +384,7 @@ def test_the_description_of_many_files_is_bounded(
     assert whole[:3] == last[:3] and whole[3]["sha256"] != last[3]["sha256"]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_workers_of_a_cluster_write_the_same_partitions(tmp_path: Path, model: TinyModel, partitioned: Path) -> None:
     for engine in ("local", "ray"):

@@ -236,6 +236,7 @@ def test_a_job_that_fails_before_a_part_is_done_leaves_nothing_in_the_way(
     assert stored(s3_server, bucket) == expected
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_workers_of_a_cluster_write_into_the_store(
     s3_server: S3Server, bucket: str, inputs: dict[str, Any], output: str, expected: dict[str, bytes]

@@ -311,6 +311,7 @@ def test_a_plan_can_be_made_again_from_its_json(tmp_path: Path, model: TinyModel
     assert slower.to_json()["wall_s"] == pytest.approx(planned.here.wall_s + 1)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_cluster_says_how_wrong_its_plan_was(tmp_path: Path, model: TinyModel, users: Path) -> None:
     options: dict[str, Any] = {"top_k": 5, "threads": 1, "part_rows": 1_000, "workers": 2}

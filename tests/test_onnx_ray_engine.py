@@ -30,6 +30,8 @@ from ipsrec_onnx.job_description import machine_kind
 from ipsrec_onnx.ray_engine import RayCluster, RayOptions, connect
 from ipsrec_onnx.scoring import score
 
+pytestmark = pytest.mark.ray
+
 PART_ROWS, NUM_USERS = 300, 5_000
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [".", "kernels", "gpu", "train", "export", "experiment", "cli"]
