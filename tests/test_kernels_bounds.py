@@ -33,6 +33,7 @@ def test_the_checks_are_on() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_000)  # all kernels are compiled anew
 def test_no_kernel_leaves_its_arrays() -> None:
     assert len(FILES) >= 6
     done = run_with_checks("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, FILES))
