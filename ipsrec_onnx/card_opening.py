@@ -23,7 +23,7 @@ from ipsrec_onnx.cards import (
     ShardedCards,
     memory_of_gpu,
 )
-from ipsrec_onnx.errors import ExecutionProviderError
+from ipsrec_onnx.errors import ExecutionProviderError, ModelFileError
 from ipsrec_onnx.machine import gpu_names
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.onnx_card import OnnxCard, OnnxEncodingCard, OnnxSearchCard
@@ -140,6 +140,11 @@ def _open_search_card(
 
 def _session_opener(model: ModelFile, device: Device) -> Callable[..., InferenceSession]:
     """Opens a session of the graph with item_embeddings as an input: (number of the GPU, handle of a stream)."""
+    if model.precision == "int8":
+        raise ModelFileError(
+            f"model {model.path}: GPUs take float32 or float16 weights, found int8; export it with --precision fp32 or "
+            "fp16, or score without --device cuda"
+        )
     graph = graph_with_table_input(model.path, (len(model.item_embeddings), model.dim))
 
     def session(number: int, stream: int | None = None) -> InferenceSession:

@@ -21,12 +21,12 @@ from ipsrec_onnx.errors import DataError, ModelFileError
 from ipsrec_onnx.graph_check import check_graph
 from ipsrec_onnx.mapped_arrays import map_weight
 from ipsrec_onnx.onnx_proto import external_data_files, initializers
-from ipsrec_onnx.onnx_rewrite import TABLE, graph_with_table_input
+from ipsrec_onnx.onnx_rewrite import INT8, TABLE, graph_with_table_input
 from ipsrec_onnx.onnx_weights import find_weights
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import open_session, run_session
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 FORMAT_VERSION = 1
 PREFIX = "ipsrec."
@@ -54,7 +54,7 @@ class ModelFile:
         history_terms: weights by age, each (max_len,) float64, newest first; None for a model without.
         training: dataset fingerprint, seed, epochs, metrics, versions.
         gate: what the comparison of PyTorch with ONNX Runtime found at export.
-        precision: of the encoder's weights; item_embeddings and user_embedding are float32 in both.
+        precision: of the weights in the file; item_embeddings and user_embedding are float32 in all.
         item_embeddings: (num_items + 1, dim) float32; scores are dot products with its rows.
         session: computes user_embedding on the CPU; shared by threads.
         given: what each run of it is given beside a batch: item_embeddings, where these are mapped from a file.
@@ -110,7 +110,13 @@ def read_model_file(path: str | Path, *, mapped_in: Path | None = None) -> Model
     reason = why_unreadable(file)
     if reason is not None:
         raise ModelFileError(f"model {path}: {reason}; give the .onnx file that `ipsrec export` wrote")
-    shape = check_graph(file).get(TABLE)
+    shapes = check_graph(file)
+    shape = shapes.get(TABLE, shapes.get(TABLE + INT8))
+    if mapped_in is not None and TABLE + INT8 in shapes:
+        raise ModelFileError(
+            f"model {path}: --catalog-shards maps the item embeddings from the file, where they are int8; export it "
+            "with --precision fp32, or score without shards"
+        )
     table, graph = None, None
     if mapped_in is not None and shape is not None and len(shape) == 2:
         table = map_weight(find_weights(file, [TABLE])[TABLE], mapped_in, dims=shape[1])
@@ -152,12 +158,19 @@ def model_file_bytes(path: str | Path) -> int:
 
 
 def bytes_to_open(path: str | Path, *, mapped: bool) -> int:
-    """Bytes that opening a model file reads, of a mapped one all but the item embeddings; 0 where there is none."""
+    """Bytes that opening a model file takes; 0 where there is none.
+
+    Of a mapped one all but the item embeddings; weights in int8 count as the float32 that they become.
+    """
     num_bytes = model_file_bytes(path)
-    if not mapped or why_unreadable(Path(path)) is not None:
+    if why_unreadable(Path(path)) is not None:
         return num_bytes
-    tables = (4 * math.prod(one.dims) for one in initializers(path) if one.name == TABLE)
-    return max(0, num_bytes - sum(tables))
+    for one in initializers(path):
+        if one.name.endswith(INT8):
+            num_bytes += 3 * math.prod(one.dims)
+        elif mapped and one.name == TABLE:
+            num_bytes -= 4 * math.prod(one.dims)
+    return max(0, num_bytes)
 
 
 def _read_metadata(
@@ -171,7 +184,7 @@ def _read_metadata(
     Args:
         path: of the file.
         session: of its graph.
-        table_shape: of the initializer item_embeddings; None where there is none.
+        table_shape: of the initializer item_embeddings, float32 or int8; None where there is none.
         table: itself, where the graph takes it as an input; else the graph gives it.
     """
     texts = session.get_modelmeta().custom_metadata_map

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from ipsrec_onnx.onnx_proto import strict_fields, strict_text, whole_file
 
 TABLE = "item_embeddings"
+INT8 = ".int8"  # what the name of a weight ends in that is stored in int8
 
 _GRAPH, _METADATA = 7, 14  # of ModelProto
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of GraphProto

@@ -246,3 +246,18 @@ def history_fingerprint(lists):
 
 def user_fingerprint(user_id):
     return _mix_word(1, id_word(user_id))
+
+
+def quantize(weight: np.ndarray, inputs: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """A weight in -127..127 and one float16 scale a channel, element by element; inputs are the axes of a sum."""
+    shape = [1 if axis in inputs else size for axis, size in enumerate(weight.shape)]
+    scales, values = np.zeros(shape, np.float16), np.zeros(weight.shape, np.int8)
+    for channel in np.ndindex(*shape):
+        of_channel = tuple(slice(None) if axis in inputs else place for axis, place in enumerate(channel))
+        largest = max(abs(value) for value in weight[of_channel].ravel())
+        scales[channel] = np.float16(np.float32(largest) / np.float32(127))
+    for place in np.ndindex(*weight.shape):
+        scale = np.float32(scales[tuple(0 if axis in inputs else at for axis, at in enumerate(place))])
+        if scale > 0:
+            values[place] = min(127, max(-127, round(float(weight[place] / scale))))
+    return values, scales

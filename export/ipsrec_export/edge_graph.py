@@ -18,11 +18,12 @@ from onnx import TensorProto, helper
 from ipsrec_export.graph import INPUTS, ITEM_EMBEDDINGS, OPSET, USER_EMBEDDING
 from ipsrec_export.graph_nodes import GraphNodes
 from ipsrec_export.id_search import add_id_search
-from ipsrec_export.weight_storage import INT8, SCALES
+from ipsrec_export.weight_storage import SCALES
 from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_kernels.padding import PADDING
 from ipsrec_kernels.popular import popular_items
 from ipsrec_onnx.catalog import Catalog
+from ipsrec_onnx.onnx_rewrite import INT8
 
 # LabelEncoder has one type for its keys and another for its values since 2; ONNX Runtime has had 3 since 1.3.
 OPSET_ML = 3

@@ -19,10 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ipsrec_export.lean import LARGEST_HALF
 from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.onnx_rewrite import INT8
 
 Kind = Literal["fp32", "fp16", "int8"]
 
-INT8, SCALES, FP16 = ".int8", ".scales", ".fp16"  # what their names end in
+SCALES, FP16 = ".scales", ".fp16"  # what their names end in, and INT8
 LARGEST_INT8: Final = 127
 SMALLEST: Final = 256  # elements; below it the nodes take what the bytes give
 _SMALLEST_NORMAL_HALF: Final = 2.0**-14  # below it float16 has fewer digits
