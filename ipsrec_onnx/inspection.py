@@ -53,6 +53,7 @@ def _describe_server(opened: ModelFile) -> dict[str, Any]:
         "history_terms": _history_terms(opened.history_terms),
         "training": opened.training,
         "gate": opened.gate,
+        "candidates": opened.candidates,
     }
 
 

@@ -55,6 +55,7 @@ class ModelFile:
         training: dataset fingerprint, seed, epochs, metrics, versions.
         gate: what the comparison of PyTorch with ONNX Runtime found at export.
         precision: of the weights in the file; item_embeddings and user_embedding are float32 in all.
+        candidates: the precisions that were tried, a row each; none where that was not asked for.
         item_embeddings: (num_items + 1, dim) float32; scores are dot products with its rows.
         session: computes user_embedding on the CPU; shared by threads.
         given: what each run of it is given beside a batch: item_embeddings, where these are mapped from a file.
@@ -69,6 +70,7 @@ class ModelFile:
     training: dict[str, Any]
     gate: dict[str, Any]
     precision: Precision
+    candidates: list[Any]
     item_embeddings: npt.NDArray[np.float32]
     session: onnxruntime.InferenceSession
     given: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -214,6 +216,7 @@ def _read_metadata(
         model=texts[PREFIX + "model"],
         **parts,
         precision=precision,
+        candidates=_candidates(texts),
         catalog=catalog,
         history_terms=None if history_terms is None else _history_terms(history_terms, max_len),
         item_embeddings=_item_embeddings(session, table_shape) if table is None else table,
@@ -253,6 +256,13 @@ def _json_object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{PREFIX}{name} is no JSON object")
     return value
+
+
+def _candidates(texts: Mapping[str, str]) -> list[Any]:
+    rows = _json(texts, "candidates") if PREFIX + "candidates" in texts else []
+    if not isinstance(rows, list):
+        raise ValueError(f"{PREFIX}candidates is no JSON array")
+    return rows
 
 
 def _catalog(texts: Mapping[str, str], num_rows: int) -> Catalog:

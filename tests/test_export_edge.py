@@ -11,9 +11,8 @@ import pytest
 from training_data import build_graph_once, make_run
 
 from ipsrec_cli.main import main
-from ipsrec_export import edge as edge_module
 from ipsrec_export import export as module
-from ipsrec_export import external_data
+from ipsrec_export import external_data, trials
 from ipsrec_export.edge_gate import edge_lists, edge_users, run_edge_gate
 from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
 from ipsrec_export.export import export
@@ -55,15 +54,16 @@ def ipsrec(*arguments: object) -> int:
 def test_it_recommends_what_score_recommends(tmp_path: Path, trained: Path, server: Path, keep_seen: bool) -> None:
     rules = EdgeRules(top_k=7, keep_seen=keep_seen)
     report = export(trained, tmp_path / "edge.onnx", profile="edge", rules=rules)
-    assert report.edge_gate is not None
-    assert report.edge_gate.same_lists == report.edge_gate.overlap == 1
-    assert report.edge_gate.cold_users == 3
+    gate = report.edge_gate
+    assert gate is not None
+    assert gate.same_lists == gate.overlap == 1
+    assert gate.cold_users == 3
     opened = open_edge_file(tmp_path / "edge.onnx")
-    assert opened.gate == report.edge_gate.as_metadata()
+    assert opened.gate == gate.as_metadata()
     assert opened.edge["top_k"] == 7
     catalog = open_model_file(server).catalog
     histories = edge_users(catalog, load_histories(open_dataset(trained.parent / "dataset"), "valid"))
-    assert report.edge_gate.users == len(histories)
+    assert gate.users == len(histories)
     scorer = Scorer(server, top_k=7, keep_seen=keep_seen)
     for history, (item_ids, scores, cold) in zip(
         histories, edge_lists(opened.session, histories, catalog), strict=True
@@ -89,13 +89,13 @@ def test_a_gate_that_is_not_passed_leaves_nothing(
 ) -> None:
     def spoiled(*arguments, **options):
         proto = build_edge_graph(*arguments, **options)
-        (table,) = (one for one in proto.graph.initializer if one.name == "item_id")
+        table = next(one for one in proto.graph.initializer if one.name.startswith("item_id_"))
         ids = onnx.numpy_helper.to_array(table)
-        table.CopyFrom(onnx.numpy_helper.from_array(np.roll(ids, 1), "item_id"))
+        table.CopyFrom(onnx.numpy_helper.from_array(np.roll(ids, 1), table.name))
         return proto
 
-    monkeypatch.setattr(edge_module, "build_edge_graph", spoiled)
-    with pytest.raises(ModelFileError, match=r"edge graph gives other lists .* 0\.00% of \d+ lists are the same"):
+    monkeypatch.setattr(trials, "build_edge_graph", spoiled)
+    with pytest.raises(ModelFileError, match=r"edge graph gives other lists .* [0-9.]+% of \d+ lists are the same"):
         export(trained, tmp_path / "edge.onnx", profile="edge")
     assert not list(tmp_path.iterdir())
 
@@ -132,6 +132,42 @@ def test_score_refuses_an_edge_file_and_the_reverse(tmp_path: Path, trained: Pat
         open_model_file(tmp_path / "edge.onnx")
     with pytest.raises(ModelFileError, match=r"server\.onnx: it is not of profile edge; export it with --profile edge"):
         open_edge_file(server)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "auto"])
+def test_each_precision_is_smaller_and_its_table_is_stored(
+    tmp_path: Path, trained: Path, capfd: pytest.CaptureFixture[str], precision: str
+) -> None:
+    export(trained, tmp_path / "fp32.onnx", profile="edge")
+    path, arguments = tmp_path / "edge.onnx", ("--profile", "edge", "--max-ndcg-drop", 1)
+    assert ipsrec("export", "--checkpoint", trained, "--output", path, "--precision", precision, *arguments) == 0
+    said = capfd.readouterr().out
+    found = inspect(path)
+    (chosen,) = (row for row in found["candidates"] if row["chosen"])
+    assert found["precision"] == chosen["precision"]
+    assert precision in (chosen["precision"], "auto")
+    assert found["candidates"][0]["precision"] == "fp32" and found["candidates"][0]["ndcg_change"] == 0
+    assert path.stat().st_size < (tmp_path / "fp32.onnx").stat().st_size
+    assert chosen["bytes"] == min(row["bytes"] for row in found["candidates"])
+    assert chosen["latency_ms"] > 0 and 0.9 < chosen["overlap_at_100"] <= 1
+    assert ipsrec("inspect", path) == 0
+    shown = capfd.readouterr().out
+    for row in found["candidates"]:
+        for text in (said, shown):
+            assert f"{row['bytes'] / 1e6:.2f}" in text and f"{row['ndcg_at_10']:.4f}" in text
+
+
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+def test_a_servers_file_in_int8_is_scored_with(tmp_path: Path, trained: Path, precision: str) -> None:
+    export(trained, tmp_path / "fp32.onnx")
+    report = export(trained, tmp_path / "int8.onnx", precision=precision, max_ndcg_drop=1)
+    assert report.tried is not None and report.tried.chosen.precision == "int8"
+    assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "fp32.onnx").stat().st_size
+    opened = open_model_file(tmp_path / "int8.onnx")
+    assert opened.precision == "int8"
+    ids = opened.catalog.item_ids.to_pylist()
+    lists = [Scorer(tmp_path / name, top_k=20).score_one(ids[:5]).item_ids for name in ("fp32.onnx", "int8.onnx")]
+    assert len(set(lists[0]) & set(lists[1])) >= 15
 
 
 def test_rules_are_of_an_edge_file_alone(tmp_path: Path, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,12 +24,11 @@ from training_data import (
 )
 
 from ipsrec_export.comparison import history_terms
-from ipsrec_export.edge_graph import BASE, LARGEST_STEPS, EdgeRules, build_edge_graph
+from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
 from ipsrec_export.graph import ITEM_EMBEDDINGS
 from ipsrec_export.precision import choose_precision
 from ipsrec_export.trials import EdgeTrial, ServerTrial
-from ipsrec_export.weight_storage import quantize, store_weights
-from ipsrec_onnx import Scorer
+from ipsrec_export.weight_storage import store_weights
 from ipsrec_onnx.catalog import Catalog
 from ipsrec_onnx.errors import DataError, ModelFileError
 from ipsrec_train.batches import Histories
@@ -140,9 +139,7 @@ class SpoiledTrial(EdgeTrial):
 
 def spoiled_trial():
     encoder, terms, validation = trained()
-    return SpoiledTrial(
-        encoder, catalog_of(), terms, max_len=MAX_LEN, rules=EdgeRules(20), validation=validation
-    )
+    return SpoiledTrial(encoder, catalog_of(), terms, max_len=MAX_LEN, rules=EdgeRules(20), validation=validation)
 
 
 def test_a_spoiled_table_is_refused_in_one_line_with_the_figures_and_what_to_do():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +10,7 @@ from ipsrec_cli.options import json_option, overwrite_option
 
 if TYPE_CHECKING:
     from ipsrec_export.export import ExportReport, Profile
-    from ipsrec_onnx.model_file import Precision
+    from ipsrec_export.precision import PrecisionChoice
 
 
 @click.command()
@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "int8", "auto"]),
     default="fp32",
     show_default=True,
-    help="Of the encoder; fp16 is for `score --device cuda`, and gives slightly other lists.",
+    help="Of the weights; auto takes the smallest file that passes. A server's fp16 is for `score --device cuda`.",
+)
+@click.option(
+    "--max-ndcg-drop",
+    type=click.FloatRange(min=0),
+    help="How far NDCG@10 of validation users may fall from float32's, as a share of it.  [default: 0.001]",
 )
 @click.option("--top-k", type=click.IntRange(min=1), help="Length of an edge file's lists.  [default: 100]")
 @click.option("--keep-seen", is_flag=True, help="An edge file recommends items of the history, too.")
@@ -45,7 +50,8 @@ def export(
     output: str,
     dataset: str | None,
     profile: Profile,
-    precision: Precision,
+    precision: PrecisionChoice,
+    max_ndcg_drop: float | None,
     top_k: int | None,
     keep_seen: bool,
     provider_switch: bool,
@@ -56,6 +62,7 @@ def export(
     from ipsrec_cli.main import print_json
     from ipsrec_export.edge_graph import EdgeRules
     from ipsrec_export.export import export as run_export
+    from ipsrec_export.precision import MAX_NDCG_DROP
 
     if profile != "edge" and (top_k or keep_seen or provider_switch):
         raise click.UsageError(
@@ -65,18 +72,35 @@ def export(
     if profile == "edge":
         rules = EdgeRules(top_k or EdgeRules.top_k, keep_seen=keep_seen, provider_switch=provider_switch)
     report = run_export(
-        checkpoint, output, dataset=dataset, overwrite=overwrite, profile=profile, precision=precision, rules=rules
+        checkpoint,
+        output,
+        dataset=dataset,
+        overwrite=overwrite,
+        profile=profile,
+        precision=precision,
+        max_ndcg_drop=MAX_NDCG_DROP if max_ndcg_drop is None else max_ndcg_drop,
+        rules=rules,
     )
     if as_json:
-        gates = {"gate": report.gate.as_metadata()}
-        if report.edge_gate is not None:
-            gates["edge_gate"] = report.edge_gate.as_metadata()
-        print_json({"output": str(report.output), "bytes": report.bytes_written, **gates})
-        return
-    _print_report(report)
+        print_json({"output": str(report.output), "bytes": report.bytes_written, **_as_json(report)})
+    else:
+        _print_report(report)
+
+
+def _as_json(report: ExportReport) -> dict[str, Any]:
+    found: dict[str, Any] = {"gate": report.gate.as_metadata()}
+    if report.edge_gate is not None:
+        found["edge_gate"] = report.edge_gate.as_metadata()
+    if report.tried is not None:
+        found["candidates"] = report.tried.as_metadata()
+    return found
 
 
 def _print_report(report: ExportReport) -> None:
+    from rich.console import Console
+
+    from ipsrec_cli.precision_table import precision_table
+
     gate, edge = report.gate, report.edge_gate
     click.echo(f"{report.output}: {report.bytes_written / 1e6:.1f} MB")
     click.echo(
@@ -88,3 +112,5 @@ def _print_report(report: ExportReport) -> None:
             f"edge gate passed: {edge.same_lists:.2%} of {edge.users} lists are those of `ipsrec score`, overlap "
             f"{edge.overlap:.4f}, score error {edge.score_error:.1e}"
         )
+    if report.tried is not None:
+        Console(markup=False).print(precision_table(report.tried.as_metadata()))

@@ -33,6 +33,8 @@ def _print_summary(found: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ipsrec_cli.precision_table import precision_table
+
     variant = f", variant {found['variant']}" if found["variant"] else ""
     table = Table(show_header=False)
     table.add_column(style="bold", no_wrap=True)
@@ -59,12 +61,11 @@ def _print_summary(found: dict[str, Any]) -> None:
     for section in ("settings", "training", "gate"):
         table.add_section()
         table.add_row(section, _section(found[section]))
-    if found.get("candidates"):
-        table.add_section()
-        table.add_row("precisions", _section({"tried": found["candidates"]}))
     console = Console(markup=False)  # names of files may have brackets
     console.print(Text(f"Model file {found['path']}"), soft_wrap=True)
     console.print(table)
+    if found["candidates"]:
+        console.print(precision_table(found["candidates"]))
 
 
 def _providers(found: dict[str, Any]) -> str:

@@ -7,16 +7,26 @@ from pathlib import Path
 import onnx
 
 from ipsrec_export.edge_gate import EdgeGateReport, run_edge_gate
-from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
+from ipsrec_export.edge_graph import EdgeRules
 from ipsrec_export.external_data import refuse_beyond_one_file
 from ipsrec_export.metadata import NOT_GATED, add_edge_metadata, set_gate
+from ipsrec_export.precision import PrecisionChoice, PrecisionReport, choose_precision
+from ipsrec_export.trials import EdgeTrial
 from ipsrec_onnx import Scorer
 from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.session import open_session
 from ipsrec_train.batches import Histories
 
 
-def write_edge_file(path: Path, model_file: ModelFile, validation: Histories, *, rules: EdgeRules) -> EdgeGateReport:
+def write_edge_file(
+    path: Path,
+    model_file: ModelFile,
+    validation: Histories,
+    *,
+    rules: EdgeRules,
+    precision: PrecisionChoice,
+    max_ndcg_drop: float,
+) -> tuple[EdgeGateReport, PrecisionReport]:
     """Write an edge file that recommends what the model file does.
 
     Args:
@@ -24,22 +34,28 @@ def write_edge_file(path: Path, model_file: ModelFile, validation: Histories, *,
         model_file: the model's file for `ipsrec score`, in float32, its gate passed.
         validation: validation histories of the run.
         rules: for every user.
+        precision: of the weights; "auto" takes the smallest file that passes.
+        max_ndcg_drop: how far NDCG@10 of the validation users may fall from float32's, as a share of it.
 
     Returns:
-        The verdict that is stored in the file.
+        What is stored in the file: its gate's verdict, and how its weights are stored.
 
     Raises:
-        ModelFileError: the gate is not passed, or the graph is larger than one file can be.
+        ModelFileError: a gate is not passed, or the graph is larger than one file can be.
+        DataError: float16 does not hold a weight.
     """
-    proto = build_edge_graph(
+    trial = EdgeTrial(
         onnx.load(model_file.path),
         model_file.catalog,
         model_file.history_terms,
         max_len=model_file.max_len,
         rules=rules,
+        validation=validation,
     )
+    proto, chosen, candidates = choose_precision(trial, precision=precision, max_ndcg_drop=max_ndcg_drop)
+    tried = PrecisionReport(chosen, candidates)
     refuse_beyond_one_file(proto)
-    add_edge_metadata(proto, model_file, rules=rules, gate=NOT_GATED)
+    add_edge_metadata(proto, model_file, rules=rules, tried=tried, gate=NOT_GATED)
     onnx.save_model(proto, path)
     onnx.checker.check_model(path)
     gate = run_edge_gate(
@@ -47,9 +63,9 @@ def write_edge_file(path: Path, model_file: ModelFile, validation: Histories, *,
         Scorer(model_file.path, top_k=rules.top_k, keep_seen=rules.keep_seen),
         model_file.catalog,
         validation,
-        exact=True,
+        exact=chosen.precision == "fp32",
     )
     gate.refuse_unless_passed()
     set_gate(proto, gate.as_metadata())
     onnx.save_model(proto, path)
-    return gate
+    return gate, tried

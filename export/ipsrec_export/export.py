@@ -19,6 +19,8 @@ from ipsrec_export.external_data import no_orphaned_data, remove_with_data, writ
 from ipsrec_export.gate import BOUNDS, GateReport, run_gate
 from ipsrec_export.graph import INPUTS, USER_EMBEDDING, build_graph, build_lean_graph
 from ipsrec_export.metadata import NOT_GATED, add_metadata, set_gate
+from ipsrec_export.precision import MAX_NDCG_DROP, PrecisionChoice, PrecisionReport, choose_precision
+from ipsrec_export.trials import ServerTrial
 from ipsrec_export.weight_names import weight_names
 from ipsrec_onnx.atomic import atomic_file, follow_link, refuse_existing, scratch_folder
 from ipsrec_onnx.dataset import open_dataset
@@ -43,12 +45,14 @@ class ExportReport:
         bytes_written: its size, external data included.
         gate: how ONNX Runtime compares with PyTorch; stored in a server's file.
         edge_gate: how an edge file compares with `ipsrec score`, stored in it; None for a server's.
+        tried: ways of storing the weights, stored in the file; None for a server's in a precision that needs no trial.
     """
 
     output: Path
     bytes_written: int
     gate: GateReport
     edge_gate: EdgeGateReport | None
+    tried: PrecisionReport | None
 
 
 @staged(inputs=["checkpoint", "dataset"], outputs={"output": None})
@@ -59,7 +63,8 @@ def export(
     dataset: str | Path | None = None,
     overwrite: bool = False,
     profile: Profile = "server",
-    precision: Precision = "fp32",
+    precision: PrecisionChoice = "fp32",
+    max_ndcg_drop: float = MAX_NDCG_DROP,
     rules: EdgeRules | None = None,
 ) -> ExportReport:
     """Export the best epoch of a run to one model file, unless the gate refuses it.
@@ -72,6 +77,7 @@ def export(
         profile: "server" writes the file that `ipsrec score` takes; "edge" one that takes raw ids and gives raw ids in
             any ONNX Runtime, with no code beside it.
         precision: of the weights; "fp16" of the server is made for CUDA, and passes a gate with wider bounds.
+        max_ndcg_drop: how far NDCG@10 of the validation users may fall from float32's, as a share of it.
         rules: what an edge file does with every user; None for EdgeRules(). Only with profile "edge".
 
     Returns:
@@ -94,11 +100,24 @@ def export(
         scratch_folder(target) as folder,
     ):
         draft = folder / target.name
-        gate = _write_server_file(run, draft, validation, precision=precision if profile == "server" else "fp32")
+        gate, tried = _write_server_file(
+            run,
+            draft,
+            validation,
+            precision=precision if profile == "server" else "fp32",
+            max_ndcg_drop=max_ndcg_drop,
+        )
         edge_gate = None
         if profile == "edge":
             edge = folder / "edge"
-            edge_gate = write_edge_file(edge, open_model_file(draft), validation, rules=rules or EdgeRules())
+            edge_gate, tried = write_edge_file(
+                edge,
+                open_model_file(draft),
+                validation,
+                rules=rules or EdgeRules(),
+                precision=precision,
+                max_ndcg_drop=max_ndcg_drop,
+            )
             remove_with_data(draft)
             edge.rename(draft)
         parts = list(folder.iterdir())
@@ -109,14 +128,22 @@ def export(
                 with atomic_file(target.with_name(data.name), overwrite=True) as temporary_data:
                     data.replace(temporary_data)
         draft.replace(temporary)
-    return ExportReport(output=Path(output), bytes_written=bytes_written, gate=gate, edge_gate=edge_gate)
+    return ExportReport(output=Path(output), bytes_written=bytes_written, gate=gate, edge_gate=edge_gate, tried=tried)
 
 
-def _write_server_file(run: Run, draft: Path, validation: Histories, *, precision: Precision) -> GateReport:
+def _write_server_file(
+    run: Run, draft: Path, validation: Histories, *, precision: PrecisionChoice, max_ndcg_drop: float
+) -> tuple[GateReport, PrecisionReport | None]:
     """Write the file that `ipsrec score` takes, and maybe external data beside it, and gate it."""
     model, catalog = load_model(run)
-    proto = build_graph(model) if precision == "fp32" else build_lean_graph(model)
     terms = history_terms(model)
+    proto = build_lean_graph(model) if precision == "fp16" else build_graph(model)
+    stored: Precision = "fp16" if precision == "fp16" else "fp32"
+    tried = None
+    if precision in ("int8", "auto"):
+        trial = ServerTrial(proto, catalog, terms, max_len=model.settings.max_len, validation=validation)
+        proto, chosen, candidates = choose_precision(trial, precision=precision, max_ndcg_drop=max_ndcg_drop)
+        stored, tried = chosen.precision, PrecisionReport(chosen, candidates)
     add_metadata(
         proto,
         model=run.info["model"],
@@ -125,8 +152,9 @@ def _write_server_file(run: Run, draft: Path, validation: Histories, *, precisio
         history_terms=None if terms is None else {name: part.tolist() for name, part in terms._asdict().items()},
         training=_training(run),
         gate=NOT_GATED,
-        weights=weight_names(model.encoder, proto.graph) if precision == "fp32" else None,
-        precision=precision,
+        weights=weight_names(model.encoder, proto.graph) if stored == "fp32" else None,
+        precision=stored,
+        tried=tried,
     )
     write_graph(proto, draft)
     written = read_model_file(draft)
@@ -134,11 +162,11 @@ def _write_server_file(run: Run, draft: Path, validation: Histories, *, precisio
     exported = Exported(
         _encoder(written), written.item_embeddings, written.catalog.item_provider, written.history_terms
     )
-    gate = run_gate(model, exported, validation, bounds=BOUNDS[precision])
+    gate = run_gate(model, exported, validation, bounds=BOUNDS[stored])
     gate.refuse_unless_passed()
     set_gate(proto, gate.as_metadata())
     onnx.save_model(proto, draft)
-    return gate
+    return gate, tried
 
 
 def _encoder(written: ModelFile) -> Encode:

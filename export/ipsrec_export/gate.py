@@ -49,6 +49,8 @@ BOUNDS: Final[dict[Precision, Bounds]] = {
     "fp16": Bounds(
         max_embedding_error=1e-2, min_overlap=0.99, min_cell_overlap=0.95, max_ndcg_change=1e-3, ndcg_errors=2.0
     ),
+    # Whether int8 is good enough says the caller, to precision.py; here it must be the same model, and finite.
+    "int8": Bounds(max_embedding_error=0.5, min_overlap=0.7, min_cell_overlap=0.3, max_ndcg_change=0.5),
 }
 
 

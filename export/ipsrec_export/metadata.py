@@ -10,6 +10,7 @@ import onnx
 import pyarrow as pa
 
 from ipsrec_export.edge_graph import EdgeRules
+from ipsrec_export.precision import PrecisionReport
 from ipsrec_onnx.catalog import Catalog, catalog_to_table, table_to_text
 from ipsrec_onnx.model_file import FORMAT_VERSION, ModelFile, Precision
 
@@ -28,6 +29,7 @@ def add_metadata(
     gate: dict[str, Any],
     weights: dict[str, str] | None = None,
     precision: Precision = "fp32",
+    tried: PrecisionReport | None = None,
 ) -> None:
     """Write everything that scoring needs into a graph's metadata_props, under the prefix `ipsrec.`.
 
@@ -41,6 +43,7 @@ def add_metadata(
         gate: what the comparison of PyTorch with ONNX Runtime found; NOT_GATED before it.
         weights: names of the encoder's weights -> names of initializers, as weight_names gives them; None for none.
         precision: of these weights; only another one than float32 is written.
+        tried: how they are stored, where that was chosen among candidates.
     """
     items, providers = catalog_to_table(catalog)
     onnx.helper.set_model_props(
@@ -56,17 +59,26 @@ def add_metadata(
             "ipsrec.gate": json.dumps(gate),
             "ipsrec.weights": json.dumps(weights or {}),
             **({} if precision == "fp32" else {"ipsrec.precision": precision}),
+            **({} if tried is None else {"ipsrec.candidates": json.dumps(tried.as_metadata())}),
         },
     )
 
 
-def add_edge_metadata(proto: onnx.ModelProto, model_file: ModelFile, *, rules: EdgeRules, gate: dict[str, Any]) -> None:
+def add_edge_metadata(
+    proto: onnx.ModelProto,
+    model_file: ModelFile,
+    *,
+    rules: EdgeRules,
+    tried: PrecisionReport,
+    gate: dict[str, Any],
+) -> None:
     """Write what an edge file says of itself; ids and providers are in its graph.
 
     Args:
         proto: the graph; its metadata_props are replaced.
         model_file: the model's file for `ipsrec score`.
         rules: of the graph.
+        tried: how its weights are stored.
         gate: as for add_metadata.
     """
     catalog = model_file.catalog
@@ -85,7 +97,9 @@ def add_edge_metadata(proto: onnx.ModelProto, model_file: ModelFile, *, rules: E
             "ipsrec.model": model_file.model,
             "ipsrec.settings": json.dumps(model_file.settings),
             "ipsrec.training": json.dumps(model_file.training),
+            "ipsrec.precision": tried.chosen.precision,
             "ipsrec.edge": json.dumps(edge),
+            "ipsrec.candidates": json.dumps(tried.as_metadata()),
             "ipsrec.gate": json.dumps(gate),
         },
     )

@@ -89,6 +89,23 @@ class Candidate:
         return {**asdict(self), "kept": ", ".join(f"{group} {kind}" for group, kind in self.kept.items())}
 
 
+@dataclass(frozen=True)
+class PrecisionReport:
+    """How a file's weights are stored, and what else was tried.
+
+    Attributes:
+        chosen: one of the candidates.
+        candidates: float32 first.
+    """
+
+    chosen: Candidate
+    candidates: list[Candidate]
+
+    def as_metadata(self) -> list[dict[str, Any]]:
+        """JSON values, a row for each candidate."""
+        return [{**one.as_metadata(), "chosen": one is self.chosen} for one in self.candidates]
+
+
 def choose_precision(
     trial: Trial, *, precision: PrecisionChoice, max_ndcg_drop: float = MAX_NDCG_DROP
 ) -> tuple[onnx.ModelProto, Candidate, list[Candidate]]:
