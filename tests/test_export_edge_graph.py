@@ -74,6 +74,16 @@ def test_its_lists_and_scores_are_those_of_score(
         assert scores.tolist() == expected.scores
 
 
+def test_scores_that_float32_makes_equal_go_by_item_index(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = write_model_file(tmp_path / "m.onnx", num_items=4_000, with_history_terms=False)
+    scorer = Scorer(model.path, top_k=3_000)  # so many that some lie closer than float32 tells
+    ids = model.catalog.item_ids.to_numpy()
+    histories = [rng.choice(ids, 3).tolist() for _ in range(60)]
+    found = _lists(_session(model, EdgeRules(top_k=3_000)).run(None, _feed(histories, model)))
+    for history, (_, item_ids, _) in zip(histories, found, strict=True):
+        assert item_ids == scorer.score_one(history).item_ids
+
+
 def test_a_user_gets_the_same_alone_and_with_neighbours(tmp_path: Path, rng: np.random.Generator) -> None:
     model = write_model_file(tmp_path / "m.onnx")
     session = _session(model, EdgeRules(top_k=10))

@@ -108,10 +108,11 @@ def build_edge_graph(
     if terms is not None:
         exact = terms.add_to_some(exact, fetched)
     out = g.add("Equal", g.add("GatherElements", scan, fetched, axis=1), g.constant(-np.inf, np.float32))
-    exact = g.add("Where", out, g.constant(-np.inf, np.float64), exact)
+    # Sorted as float32, which is what a score is: those that it makes equal go by item_index.
+    exact = g.add("Where", out, g.constant(-np.inf, np.float32), g.add("Cast", exact, to=TensorProto.FLOAT))
     best, place = g.top(exact, g.constant([top_k]))
     chosen = g.add("GatherElements", fetched, place, axis=1)
-    real = g.add("Greater", best, g.constant(-np.inf, np.float64))
+    real = g.add("Greater", best, g.constant(-np.inf, np.float32))
     chosen = g.add("Where", real, chosen, g.constant(PADDING))
     counts = g.add("ReduceSum", g.add("Cast", real, to=TensorProto.INT64), g.constant([1]), keepdims=0)
     # Cold users.
@@ -119,7 +120,6 @@ def build_edge_graph(
     items = popular.order[:top_k]
     is_cold = g.add("Unsqueeze", history.cold, g.constant([1]))
     chosen = g.add("Where", is_cold, g.constant(items[None]), chosen)
-    best = g.add("Cast", best, to=TensorProto.FLOAT)
     g.add("Where", is_cold, g.constant(popular.scores[items][None], np.float32), best, name="scores")
     g.add("Where", history.cold, g.constant(top_k), counts, name="counts")
     g.add("Identity", history.cold, name="cold")
