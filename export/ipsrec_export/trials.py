@@ -201,9 +201,11 @@ class _Users:
         self._catalog, self._max_len, self._validation = catalog, max_len, validation
         self._rows = np.flatnonzero(np.diff(validation.offsets) > 0)[:most]
         self.targets = validation.targets[self._rows]
-        self._items, self._lengths = pack_histories(
-            validation.values, validation.offsets, self._rows, bucket_len=max_len, batch_size=len(self._rows)
+        users = len(self._rows)
+        items, lengths = pack_histories(
+            validation.values, validation.offsets, self._rows, bucket_len=max_len, batch_size=max(1, users)
         )
+        self._items, self._lengths = items[:users], lengths[:users]
         self._providers = catalog.item_provider[self._items]
 
     def raw_histories(self) -> list[list[Any]]:
@@ -227,7 +229,8 @@ class _Users:
             self._run(session, USER_EMBEDDING, slice(at, min(last, at + VALIDATION_BATCH)))
             for at in range(first, last, VALIDATION_BATCH)
         ]
-        return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+        (output,) = (node for node in session.get_outputs() if node.name == USER_EMBEDDING)
+        return np.concatenate(parts) if parts else np.zeros((0, output.shape[1]), np.float32)
 
     def items(self, session: onnxruntime.InferenceSession) -> npt.NDArray[np.float32]:
         """(num_items + 1, D) item embeddings that a server's file gives."""
