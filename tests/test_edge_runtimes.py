@@ -1,0 +1,183 @@
+"""ONNX Runtime in Node and in WebAssembly gives the lists of ONNX Runtime in Python, and those of `ipsrec score`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
+import pytest
+from edge_runtimes import ROOT, asked, draw_histories, need_node_modules, open_browser, run_node, write_edge_file
+from training_data import MAX_LEN, make_interactions, small_settings, small_training
+
+from ipsrec_export.edge_graph import EdgeRules
+from ipsrec_export.export import export
+from ipsrec_onnx import Scorer
+from ipsrec_onnx.model_file import open_model_file
+from ipsrec_train.prepare import prepare
+from ipsrec_train.train import train
+
+USERS, TOP_K = 200, 20
+RUNTIME_FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
+Lists = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An edge file, users for it, and the file that it came from."""
+
+    model: Path
+    edge: Path
+    histories: list[list[Any]]
+
+
+@pytest.fixture(scope="module", params=["int64", "string"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A trained IPSRec-C whose catalog has ids of this type."""
+    folder = tmp_path_factory.mktemp("edge")
+    rng = np.random.default_rng(20260)
+    interactions = make_interactions(rng)
+    if request.param == "string":
+        names = [f"item {number} é 茶" for number in interactions["item_id"].to_pylist()]
+        interactions = interactions.set_column(1, "item_id", [names])
+    pq.write_table(interactions, folder / "interactions.parquet")
+    prepare(folder / "interactions.parquet", folder / "dataset", min_user_interactions=1, min_item_interactions=1)
+    train(
+        folder / "dataset", folder / "run", settings=small_settings(), training=small_training(), threads=1, quiet=True
+    )
+    export(folder / "run", folder / "model.onnx")
+    model = folder / "model.onnx"
+    edge = write_edge_file(model, folder / "edge.onnx", EdgeRules(top_k=TOP_K, provider_switch=True))
+    histories = draw_histories(open_model_file(model).catalog.item_ids, rng, users=USERS, longest=3 * MAX_LEN)
+    return Case(model, edge, histories)
+
+
+def in_python(case: Case, *, use_providers: bool) -> Lists:
+    session = onnxruntime.InferenceSession(case.edge, providers=["CPUExecutionProvider"])
+    longest = max(map(len, case.histories))
+    text = isinstance(max(case.histories, key=len)[0], str)
+    padded = [history + ["" if text else 0] * (longest - len(history)) for history in case.histories]
+    feed = {
+        "item_history": np.array(padded, object if text else np.int64),
+        "lengths": np.array(list(map(len, case.histories)), np.int64),
+        "use_providers": np.array([use_providers]),
+    }
+    return [
+        {"itemIds": list(map(str, item_ids[:count].tolist())), "scores": scores[:count].tolist(), "cold": bool(cold)}
+        for item_ids, scores, count, cold in zip(*session.run(None, feed), strict=True)
+    ]
+
+
+def by_score(case: Case, *, use_providers: bool) -> Lists:
+    scorer = Scorer(case.model, top_k=TOP_K)
+    found = []
+    for history in case.histories:
+        providers = None if use_providers else ["of nobody"] * len(history)
+        status, item_ids, scores = scorer.score_one(history, provider_history=providers)
+        found.append({"itemIds": list(map(str, item_ids)), "scores": scores, "cold": status == "cold"})
+    return found
+
+
+def in_node(runtime: str, case: Case) -> list[Lists]:
+    script = ROOT / "tests" / "recommend_users.mjs"
+    done = run_node(script, runtime, case.edge, stdin=json.dumps(asked(case.histories)))
+    assert done.returncode == 0, done.stderr
+    found: list[Lists] = json.loads(done.stdout)
+    return found
+
+
+def in_chromium(case: Case) -> list[Lists]:
+    """Everything is answered from files; what is not is aborted, so nothing leaves the machine."""
+    dist = need_node_modules() / "onnxruntime-web" / "dist"
+    files = {
+        "/": b"<!DOCTYPE html><title>lists</title>",
+        "/edge.onnx": case.edge.read_bytes(),
+        "/recommender.js": (ROOT / "examples" / "web" / "recommender.js").read_bytes(),
+        **{f"/{name}": (dist / name).read_bytes() for name in RUNTIME_FILES},
+    }
+    kinds = {"js": "text/javascript", "mjs": "text/javascript", "wasm": "application/wasm"}
+
+    def answer(route: Any) -> None:
+        path = route.request.url.removeprefix("http://127.0.0.1")
+        if path not in files:
+            route.abort()
+            return
+        route.fulfill(body=files[path], content_type=kinds.get(path.rpartition(".")[2], "text/html"))
+
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.route("**/*", answer)
+        page.goto("http://127.0.0.1/")
+        found: list[Lists] = page.evaluate(
+            """async ({ histories, eachOptions }) => {
+                const ort = await import("/ort.wasm.min.mjs");
+                const { Recommender } = await import("/recommender.js");
+                ort.env.wasm.numThreads = 1;
+                ort.env.wasm.wasmPaths = "/";
+                const recommender = await Recommender.open(ort, "/edge.onnx");
+                const lists = [];
+                for (const options of eachOptions) lists.push(await recommender.recommend(histories, options));
+                return lists;
+            }""",
+            asked(case.histories),
+        )
+    return found
+
+
+RUNTIMES: dict[str, Callable[[Case], list[Lists]]] = {
+    "onnxruntime-node": lambda case: in_node("node", case),
+    "onnxruntime-web in Node": lambda case: in_node("web", case),
+    "onnxruntime-web in chromium": in_chromium,
+}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_runtime_gives_the_lists_of_python_and_of_score(case: Case, runtime: str) -> None:
+    for use_providers, found in zip((True, False), RUNTIMES[runtime](case), strict=True):
+        assert len(found) == USERS
+        for expected in (in_python(case, use_providers=use_providers), by_score(case, use_providers=use_providers)):
+            assert [user["itemIds"] for user in found] == [user["itemIds"] for user in expected]
+            assert [user["cold"] for user in found] == [user["cold"] for user in expected]
+            # Kernels differ from build to build, and so does the last bit of a score.
+            for user, other in zip(found, expected, strict=True):
+                np.testing.assert_allclose(user["scores"], other["scores"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_switch_changes_lists(case: Case) -> None:
+    with_providers, without = (in_python(case, use_providers=use) for use in (True, False))
+    assert sum(one["itemIds"] != other["itemIds"] for one, other in zip(with_providers, without, strict=True)) > 50
+
+
+def test_the_example_in_node_prints_the_list_of_one_user(case: Case) -> None:
+    place = next(place for place, history in enumerate(case.histories) if len(history) > MAX_LEN)
+    done = run_node(ROOT / "examples" / "node" / "recommend.mjs", case.edge, *map(str, case.histories[place]))
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [int(rank) for rank, _, _ in rows] == list(range(1, TOP_K + 1))
+    assert [item_id for _, item_id, _ in rows] == in_python(case, use_providers=True)[place]["itemIds"]
+
+
+def test_the_example_in_node_says_that_popular_items_follow(case: Case) -> None:
+    done = run_node(ROOT / "examples" / "node" / "recommend.mjs", case.edge)
+    assert "the popular items" in done.stderr
+    popular = Scorer(case.model, top_k=TOP_K).score_one([]).item_ids
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == list(map(str, popular))
+
+
+def test_the_example_in_node_refuses_a_server_model_in_one_line(case: Case) -> None:
+    done = run_node(ROOT / "examples" / "node" / "recommend.mjs", case.model, "1")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "this is no edge model" in done.stderr
+
+
+@pytest.mark.parametrize("case", ["int64"], indirect=True)
+@pytest.mark.parametrize(("item_id", "what"), [("tea", "is not a whole number"), (str(2**63), "64 bits")])
+def test_the_example_in_node_refuses_ids_that_are_no_int64(case: Case, item_id: str, what: str) -> None:
+    done = run_node(ROOT / "examples" / "node" / "recommend.mjs", case.edge, item_id)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and what in done.stderr
