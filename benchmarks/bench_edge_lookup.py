@@ -8,7 +8,7 @@ Both graphs turn ids into rows and rows back into ids, so both keep the table of
 - label: LabelEncoder of ai.onnx.ml from ids to rows, which keeps ids and rows once more;
 - search: 16 branches at a time, in standard operators, and the order that sorts the table.
 
-Ids are drawn below 2^31, which a table keeps in 4 bytes and LabelEncoder in 6, or below 2^52 (`--wide`), 7 and 9.
+Ids are drawn below 2^31, which a table keeps in 4 bytes and LabelEncoder in 6, or below 2^52 (`--wide`), 8 and 9.
 Users have 50 ids, one in seven unknown. In Python's onnxruntime and, where they are installed, onnxruntime-node; one
 thread each; 20 users of a way in turn. Before timing, all ways must find what a dict finds.
 

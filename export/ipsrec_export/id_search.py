@@ -1,7 +1,7 @@
 """Looks int64 ids up with operators of the ONNX standard: a search in the table of ids that a graph has anyway.
 
 LabelEncoder would be one node. It keeps every id once more and its place beside it, makes a hash table while the file
-is opened, and takes several times the memory; a search takes 2 to 4 bytes for an item, and a fraction of a millisecond
+is opened, and takes several times the memory; a search takes 4 bytes for an item, and a fraction of a millisecond
 (benchmarks/bench_edge_lookup.py). Operators know strings to be equal or not, never which comes first: no search there.
 """
 
@@ -30,7 +30,7 @@ def add_id_search(g: GraphNodes, wanted: str, ids: npt.NDArray[np.int64], *, tab
         Name of (B, L) int64, item_index of each id; PADDING for an unknown one.
     """
     g.narrow_table(table, np.concatenate([[0], ids]))
-    order = g.narrow_table(f"{table}_order", np.argsort(ids) + 1)
+    order = g.table(f"{table}_order", (np.argsort(ids) + 1).astype(np.int32))
     last = g.constant(len(ids) - 1)
     wanted = g.add("Unsqueeze", wanted, g.constant([2]))  # (B, L, 1)
 
