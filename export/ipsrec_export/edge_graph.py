@@ -192,8 +192,10 @@ class _Terms:
         room = g.add("Concat", g.add("Shape", provider, start=0, end=1), g.constant([num_providers + 1]), axis=0)
         none = g.add("Expand", g.constant(0, np.float32), room)
         of_provider = g.add("ScatterElements", none, history.providers, provider, axis=1, reduction="add")
-        providers = g.add("Cast", "item_provider", to=TensorProto.INT32)
-        logits = g.add("Add", logits, g.add("Gather", of_provider, providers, axis=1))
+        # Gather would copy each number with a call of its own, and take five times as long.
+        providers = g.add("Cast", "item_provider", to=TensorProto.INT64)
+        gains = g.add("ArrayFeatureExtractor", of_provider, providers, domain="ai.onnx.ml")
+        logits = g.add("Add", logits, gains)
         return g.add("ScatterElements", logits, history.items, item, axis=1, reduction="add")
 
     def add_to_some(self, scores: str, items: str) -> str:
