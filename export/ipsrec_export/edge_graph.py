@@ -254,21 +254,23 @@ class _Int8Table:
         Both digits of a user are rows of one product, which reads the table once: the second is nearly free.
         """
         g, f32 = self.g, np.float32
+        user = g.add("Unsqueeze", user, g.constant([1]))  # (B, 1, D)
         steps = g.add("Round", g.add("Mul", user, g.constant(1 / self.step, f32)))
         steps = g.add("Clip", steps, g.constant(-LARGEST_STEPS, f32), g.constant(LARGEST_STEPS, f32))
         high = g.add("Round", g.add("Mul", steps, g.constant(1 / BASE, f32)))
         low = g.add("Sub", steps, g.add("Mul", high, g.constant(BASE, f32)))
-        digits = g.add("Concat", high, low, axis=0)  # (2 B, D)
+        digits = g.add("Concat", high, low, axis=1)  # (B, 2, D)
         # From 0 on: not all CPUs multiply two signed bytes.
         zero = LARGEST_DIGIT + 1
         digits = g.add("Cast", g.add("Add", digits, g.constant(zero, f32)), to=TensorProto.UINT8)
         columns = g.add("Transpose", self.values, perm=[1, 0])  # when the file is loaded
-        sums = g.add("MatMulInteger", digits, columns, g.constant(zero, np.uint8))  # (2 B, num_items + 1) int32
-        high, low = g.split(sums, 2)
-        sums = g.add("Add", g.add("Mul", high, g.constant(BASE, np.int32)), low)
+        sums = g.add("MatMulInteger", digits, columns, g.constant(zero, np.uint8))  # (B, 2, num_items + 1) int32
+        # One product puts the digits together in a third of the time that a Split, a Mul and an Add take.
+        sums = g.add("MatMul", g.constant([[BASE, 1]], f32), g.add("Cast", sums, to=TensorProto.FLOAT))
+        sums = g.add("Squeeze", sums, g.constant([1]))
         scales = g.add("Cast", g.add("Squeeze", self.scales, g.constant([1])), to=TensorProto.FLOAT)
         scales = g.add("Mul", scales, g.constant(self.step, f32))  # when the file is loaded
-        return g.add("Mul", g.add("Cast", sums, to=TensorProto.FLOAT), scales)
+        return g.add("Mul", sums, scales)
 
     def rows(self, items: str) -> str:
         """As _Table."""

@@ -45,12 +45,6 @@ class GraphNodes:
         )
         return found, place
 
-    def split(self, values: str, parts: int) -> list[str]:
-        """Append a Split of the first axis into equal parts."""
-        names = [f"part_{len(self.nodes)}_{part}" for part in range(parts)]
-        self.nodes.append(helper.make_node("Split", [values], names, axis=0, num_outputs=parts))
-        return names
-
     def table(self, name: str, values: npt.NDArray[Any]) -> str:
         """Keep an array under a name."""
         if values.dtype == object:  # strings
