@@ -55,7 +55,7 @@ class Trial(Protocol):
         """Median time of one user on one thread."""
 
     def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """(U, D) of the users and (num_items + 1, D) of the items, with weights stored as kinds says."""
+        """(n, D) of the first users, some thousands, and (num_items + 1, D) of the items, as kinds says."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,11 @@ class _Search:
         self.lists = trial.lists(graph)
         self.baseline = self._judge("fp32", {}, graph, self.lists)
 
+    @property
+    def is_known(self) -> bool:
+        """Does any user's list have the target? If none does, nothing is known, and no file but float32 passes."""
+        return bool(self.tried) and (self.tried[0].ndcg_at_10 > 0 or self.max_ndcg_drop >= 1)
+
     def attempt(self, precision: Literal["fp32", "fp16", "int8"], kept: Mapping[str, Kind] | None = None) -> Candidate:
         """Make a file and judge it."""
         graph = self._graph(precision, kept or {})
@@ -164,7 +169,7 @@ class _Search:
         """Go through the candidates of "auto"."""
         beyond_half = [group for group, names in self.groups.items() if not self._fits_half(names)]
         halves = self.trial.has_half and self.attempt("fp16", dict.fromkeys(beyond_half, "fp32")).passed
-        if self.attempt("int8").passed or not len(self.trial.targets):
+        if self.attempt("int8").passed or not self.is_known:
             return
         back: dict[str, Kind] = {
             group: "fp16" if halves and group not in beyond_half else "fp32" for group in self.by_harm()
@@ -216,8 +221,6 @@ class _Search:
         before = self.tried[0].ndcg_at_10 if self.tried else ndcg
         change = (ndcg - before) / before if before > 0 else 0.0
         first, last = OVERLAPS
-        # Without a target in any list nothing is known, which is no reason to let a file pass.
-        is_known = before > 0 or not self.tried or self.max_ndcg_drop >= 1
         candidate = Candidate(
             precision=precision,
             kept=kept,
@@ -227,7 +230,7 @@ class _Search:
             overlap_at_100=_overlap(self.lists, lists, last),
             ndcg_at_10=ndcg,
             ndcg_change=change,
-            passed=is_known and change >= -self.max_ndcg_drop,
+            passed=(self.is_known or not self.tried) and change >= -self.max_ndcg_drop,
         )
         self.tried.append(candidate)
         return candidate

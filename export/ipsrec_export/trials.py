@@ -41,7 +41,7 @@ from ipsrec_train.batches import Histories
 # One target of 2,048 that falls from rank 1 to 2 can be more than a bound of .1%. Catalogs of a million items get
 # fewer users: a candidate should take a minute, not an hour.
 MOST_USERS: Final = 20_000
-_MOST_SCORES: Final = 2**31
+_MOST_SCORES: Final = 2**30
 _HEADROOM: Final = 2.0  # users whose embedding is larger than any of the validation users'
 _TIMED: Final = 50
 _WARM_UP: Final = 5
@@ -167,7 +167,7 @@ class ServerTrial:
 
         def run(user: int) -> None:
             history = self._users.history(user) if self._terms is not None else None
-            self._retrieve(table, self._users.encode(session, user), history)
+            self._retrieve(table, self._users.encode(session, range(user, user + 1)), history)
 
         return _median_ms([functools.partial(run, user) for user in range(min(_TIMED, len(self.targets)))])
 
@@ -222,9 +222,9 @@ class _Users:
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return History(items=self._items[chosen][real], providers=self._providers[chosen][real], offsets=offsets)
 
-    def encode(self, session: onnxruntime.InferenceSession, user: int | None = None) -> npt.NDArray[np.float32]:
-        """(U, D) embeddings of all users, or of one."""
-        first, last = (0, len(self.targets)) if user is None else (user, user + 1)
+    def encode(self, session: onnxruntime.InferenceSession, users: range | None = None) -> npt.NDArray[np.float32]:
+        """(U, D) embeddings of all users, or of some in a row."""
+        first, last = (0, len(self.targets)) if users is None else (users.start, users.stop)
         parts = [
             self._run(session, USER_EMBEDDING, slice(at, min(last, at + VALIDATION_BATCH)))
             for at in range(first, last, VALIDATION_BATCH)
@@ -257,7 +257,7 @@ def _embed(
         items = quantize(items, (1,)).as_float32()
     elif kind == "fp16":
         items = as_half(items, name=ITEM_EMBEDDINGS).astype(np.float32)
-    return users.encode(_session(proto.SerializeToString())), items
+    return users.encode(_session(proto.SerializeToString()), range(min(VALIDATION_USERS, len(users.targets)))), items
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:
