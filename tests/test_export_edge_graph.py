@@ -11,8 +11,10 @@ import onnx
 import onnxruntime
 import pytest
 from model_files import TinyModel, write_model_file
+from onnx import TensorProto, helper
 
-from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
+from ipsrec_export.edge_graph import EdgeRules, add_item_provider, build_edge_graph
+from ipsrec_export.graph_nodes import GraphNodes
 from ipsrec_onnx import Scorer
 from ipsrec_onnx.model_file import open_model_file
 
@@ -93,6 +95,18 @@ def test_a_user_gets_the_same_alone_and_with_neighbours(tmp_path: Path, rng: np.
         alone = session.run(None, _feed([history], model))
         for one, all_users in zip(alone, together, strict=True):
             assert np.array_equal(one[0], all_users[user])
+
+
+@pytest.mark.parametrize("providers", [[0], [0, 0, 0], [0, 1], [0, 0, 3, 3, 5], [0, 2, 2, 1]], ids=str)
+def test_providers_of_items_are_made_of_where_each_begins(providers: list[int]) -> None:
+    g = GraphNodes()
+    add_item_provider(g, np.array(providers, np.int32))
+    g.add("Cast", "item_provider", to=TensorProto.INT64, name="found")
+    found = helper.make_tensor_value_info("found", TensorProto.INT64, None)
+    graph = helper.make_graph(g.nodes, "providers", [], [found], g.initializers)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, {})[0].tolist() == providers
 
 
 def test_no_users_get_no_lists(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def build_edge_graph(
     """
     top_k = min(rules.top_k, catalog.num_items)
     g = GraphNodes()
-    _add_item_provider(g, catalog.item_provider)
+    add_item_provider(g, catalog.item_provider)
     history = _History(g, catalog, max_len=max_len, provider_switch=rules.provider_switch)
     table = _take_encoder(g, encoder, largest_element)
     user = ENCODER + USER_EMBEDDING
@@ -324,7 +324,7 @@ def _take_encoder(g: GraphNodes, encoder: onnx.ModelProto, largest_element: floa
     return _Int8Table(g, largest_element)
 
 
-def _add_item_provider(g: GraphNodes, item_provider: npt.NDArray[np.int32]) -> None:
+def add_item_provider(g: GraphNodes, item_provider: npt.NDArray[np.int32]) -> None:
     """Give item_provider, (num_items + 1,) of whole numbers.
 
     Items are numbered by provider: the first of each one says it all. The rest is made when the file is loaded.
