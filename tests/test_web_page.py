@@ -273,7 +273,8 @@ def test_the_last_of_several_quick_changes_is_what_stays(opened: Opened, site: S
 def test_facts_are_measured(opened: Opened, site: Site) -> None:
     size = site.trained.edge.stat().st_size
     assert opened.text("#model-size") == f"{size / 1e6:.1f} MB"
-    assert opened.text("#catalog-size").startswith(f"{len(site.item_ids)} products")
+    assert opened.text("#product-count") == str(len(site.item_ids))
+    assert opened.text("#provider-count") == "12"
     for name in ("#latency", "#load-time"):
         value, unit = opened.text(name).split()
         assert float(value) > 0 and unit == "ms"

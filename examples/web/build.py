@@ -29,6 +29,20 @@ HOUSEHOLDS = 200
 SHORTEST, LONGEST = 6, 10  # purchases of a household that the page shows
 # Their descriptions are cuts and grades, which say little alone.
 MEATS = ["beef", "chicken", "lamb", "pork", "seafood - fresh", "turkey", "veal"]
+# The till's words, in those of a shopper.
+WORDS = {
+    "sft drnk": "soft drink",
+    "btl carb incl": "bottle",
+    "sngl srv btl carb": "single bottle",
+    "fluid milk white only": "white milk",
+    "chix:frd": "fried chicken",
+    "prep fd:": "prepared food:",
+    "sw gds:": "",
+    "frzn": "frozen",
+    "frz": "frozen",
+    "iws single cheese": "wrapped cheese slices",
+    "&": " & ",
+}
 
 
 def main() -> None:
@@ -56,11 +70,18 @@ def main() -> None:
 
 def read_products(catalog: Catalog, products: pl.DataFrame) -> dict[str, list[Any]]:
     """Say what the model's items are called and who offers them, as columns, most popular first."""
-    description, category = pl.col("description"), pl.col("category")
+    category = pl.col("category")
+    # A description ends after 30 letters, with what it says in brackets cut off.
+    description = pl.col("description").str.replace(r"\s*\([^)]*$", "").str.replace_many(WORDS)
+    description = description.str.replace_all(r"\s+", " ").str.strip_chars()
     name = (
         pl.when(category.is_in(MEATS)).then(pl.concat_str(category, pl.lit(", "), description)).otherwise(description)
     )
-    label = pl.when(pl.col("brand") == "Private").then(pl.lit(" (store brand)")).otherwise(pl.lit(""))
+    label = (
+        pl.when((pl.col("brand") == "Private").all().over("manufacturer_id"))
+        .then(pl.lit(" (store brand)"))
+        .otherwise(pl.lit(""))
+    )
     order = np.argsort(-catalog.popularity[1:], kind="stable")
     ids = pl.DataFrame({"item_id": pl.Series(catalog.item_ids.take(pa.array(order)))})
     table = ids.join(products, on="item_id", how="left", maintain_order="left").select(

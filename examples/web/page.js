@@ -39,11 +39,12 @@ async function start() {
   ]);
   [products, households] = [fetched, drawn];
   recommender = await Recommender.open(ort, new Uint8Array(bytes));
+  await recommender.recommend([[]]); // the first run of a session is slower than those that follow
   find("load-time").textContent = `${Math.round(performance.now() - began)} ms`;
   find("model-size").textContent = `${(bytes.byteLength / 1e6).toFixed(1)} MB`;
-  const [items, providers] = [products.all.length, products.providerNames.length].map((n) => n.toLocaleString("en"));
-  find("catalog-size").textContent = `${items} products of ${providers} providers`;
-  find("runtime").textContent = `ONNX Runtime Web ${ort.env.versions.web}, WebAssembly, one thread`;
+  find("product-count").textContent = products.all.length.toLocaleString("en");
+  find("provider-count").textContent = products.providerNames.length.toLocaleString("en");
+  find("runtime").textContent = `ONNX Runtime Web ${ort.env.versions.web}`;
 
   makeCombobox(find("search"), find("suggestions"), {
     search: (text) => products.search(text, SUGGESTIONS),
@@ -156,9 +157,9 @@ function showAnswer({ shown, other, latency, useProviders }) {
   find("problem").hidden = true;
   const otherWay = useProviders ? WITHOUT : WITH;
   const comparison = compare(shown.itemIds, other.itemIds, SHOWN);
-  const said = shown.cold
-    ? "Popular with everybody: the model knows no product of this history."
-    : describe(comparison, otherWay);
+  const isCompared = recommender.hasProviderSwitch && !shown.cold; // popular items are the same either way
+  let said = isCompared ? describe(comparison, otherWay) : "";
+  if (shown.cold) said = "Popular with everybody: the model knows no product of this history.";
   find("comparison").textContent = said;
   find("latency").textContent = `${latency.toFixed(1)} ms`;
   const bought = new Set(history.map((id) => products.get(id).provider));
@@ -167,12 +168,14 @@ function showAnswer({ shown, other, latency, useProviders }) {
   list.replaceChildren(
     ...shown.itemIds.slice(0, SHOWN).map((id) => {
       const product = products.get(id);
-      const item = make("li", "", words(product, bought), mark(comparison.moves.get(id), otherWay));
+      const item = make("li", "", words(product, bought));
+      if (isCompared) item.append(mark(comparison.moves.get(id), otherWay));
       item.dataset.id = id;
       return item;
     }),
   );
   glide(list, before);
+  find("legend").hidden = !list.querySelector(".bought");
   find("gone").hidden = comparison.gone.length === 0;
   find("gone-title").textContent = `Only ${otherWay}`;
   find("gone-list").replaceChildren(
@@ -188,8 +191,8 @@ function words(product, bought = new Set()) {
   const detail = make("span", "detail", product.detail);
   if (product.provider) {
     const isBought = bought.has(product.provider);
-    detail.append(" ", make("span", isBought ? "provider bought" : "provider", product.provider));
-    if (isBought) detail.lastChild.append(make("span", "unseen", ", in your basket, too"));
+    detail.append(product.detail ? " · " : "", make("span", isBought ? "provider bought" : "provider", product.provider));
+    if (isBought) detail.lastChild.append(make("span", "unseen", ", in the basket, too"));
   }
   lines.append(detail);
   return lines;
