@@ -2,6 +2,7 @@
 
     python edge_worker.py onnxruntime MODEL USERS
     python edge_worker.py torch NET USERS
+    python edge_worker.py torch-kept NET USERS
 
 All workers, those of Node and of a browser too, speak one language, so that a benchmark lets them work in turn. USERS
 is a JSON list of histories, each a list of ids as text. The first line a worker prints is {"load_ms", "pss_mb",
@@ -32,7 +33,7 @@ def main() -> None:
     """Open the model, then answer lines until there are no more."""
     runtime, model, users = sys.argv[1:]
     histories = json.loads(Path(users).read_text(encoding="utf-8"))
-    opener = {"onnxruntime": open_onnxruntime, "torch": open_torch}[runtime]()
+    opener = open_onnxruntime() if runtime == "onnxruntime" else open_torch(kept=runtime == "torch-kept")
     before = memory_mb()
     started = time.perf_counter()
     recommend = opener(model)
@@ -72,8 +73,12 @@ def open_onnxruntime() -> Callable[[str], Callable[[list[str]], Lists]]:
     return opener
 
 
-def open_torch() -> Callable[[str], Callable[[list[str]], Lists]]:
-    """The trained module in PyTorch, eager: what the edge file stands for, as one would write it."""
+def open_torch(*, kept: bool) -> Callable[[str], Callable[[list[str]], Lists]]:
+    """The trained module in PyTorch, eager: what the edge file stands for, as one would write it.
+
+    Args:
+        kept: make the item table once. The module itself makes it of items and providers in every call.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -83,7 +88,7 @@ def open_torch() -> Callable[[str], Callable[[list[str]], Lists]]:
         net, item_ids, top_k, max_len = saved["net"], saved["item_ids"], saved["top_k"], saved["max_len"]
         index_of = {str(item_id): index for index, item_id in enumerate(item_ids, start=1)}
         with torch.no_grad():
-            table = net.item_embeddings().detach().clone()  # once, not for every user
+            once = net.item_embeddings().clone()
 
         terms = net.history_terms
         with torch.no_grad():
@@ -95,6 +100,7 @@ def open_torch() -> Callable[[str], Callable[[list[str]], Lists]]:
             seen = torch.tensor([index_of[item_id] for item_id in history if item_id in index_of])
             items = seen[-max_len:]
             providers = net.item_provider[items]
+            table = once if kept else net.item_embeddings()
             user = net.encode_last(table, items[None], providers[None], torch.tensor([len(items)]))[0]
             scores = table @ user
             if terms is not None:

@@ -45,7 +45,7 @@ def test_every_precision_runs_and_fp32_gives_the_lists_of_torch(tmp_path: Path) 
     assert sizes == sorted(sizes)
     assert found["fp32"]["python"]["overlap"] >= 0.999
     assert found["int8"]["python"]["overlap"] > 0.9
-    assert found["torch"]["vs_torch"] == 1
+    assert found["torch"]["vs_torch"] == found["torch-kept"]["vs_torch_kept"] == 1
     page = (tmp_path / "edge.md").read_text(encoding="utf-8")
     rows = sum(way in found[precision] for precision in ("int8", "fp16", "fp32") for way in ("python", "node"))
-    assert page.count("| 600 |") == rows + 1
+    assert page.count("| 600 |") == rows + 2  # and PyTorch
