@@ -19,10 +19,11 @@ Each is a process of its own with one thread, timed from a history of ids as tex
 They take 20 users in turn. Before timing, all ways must give torch's list: for fp32 the same items but where
 float32's sums tie, for the others how many of the items are the same is told (`overlap`).
 
-In the JSON, for each number of items, precision and way: p50_ms, p95_ms and p99_ms; load_ms, the lowest of a few
+In the JSON, for each number of items, precision and way: p50_ms, p95_ms and p99_ms; cpu_p50_ms, ... of the process's
+time on processors, which a shared machine does not stretch so (a browser does not tell); load_ms, the lowest of a few
 processes, to open the file and nothing else; pss_mb and anonymous_mb that the process has more after one user; overlap
 with torch's lists; vs_torch and vs_torch_kept, the median over users of a rival's time divided by the way's: above 1,
-the way is faster. file_bytes is of the precision.
+the way is faster; cpu_vs_torch and cpu_vs_torch_kept, likewise. file_bytes is of the precision.
 """
 
 from __future__ import annotations
@@ -136,13 +137,20 @@ def run(num_items: int, arguments: argparse.Namespace, *, users: int) -> dict[st
                 workers[f"{precision} {way}"] = opened(command, found, stack)
         compare(workers, figures)
         times = times_in_turn(workers, first=WARM_UP, count=users)
-    for name, ms in times.items():
+    for name, taken in times.items():
         precision, _, way = name.rpartition(" ")
         found = figures[precision][way] if precision else figures[way]
-        found |= quantiles(ms)
+        found |= quantiles(taken)
         for rival in RIVALS:
-            found[f"vs_{rival.replace('-', '_')}"] = float(np.median(np.divide(times[rival], ms)))
+            found[f"vs_{rival.replace('-', '_')}"] = ratio(times[rival]["ms"], taken["ms"])
+            if "cpu_ms" in taken:
+                found[f"cpu_vs_{rival.replace('-', '_')}"] = ratio(times[rival]["cpu_ms"], taken["cpu_ms"])
     return figures
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """How many times as fast `fast` is: the median over users."""
+    return float(np.median(np.divide(slow, fast)))
 
 
 def opened(command: Sequence[str | Path], found: dict[str, Any], stack: ExitStack) -> Worker:
@@ -235,9 +243,9 @@ def compare(workers: dict[str, Worker], figures: dict[str, Any]) -> None:
 def as_markdown(figures: dict[str, Any], sizes: Sequence[int]) -> str:
     """The table of docs/edge.md."""
     lines = [
-        "| items | precision | file, MB | runtime | p50, ms | p95, ms | p99, ms | eager / it | kept / it | load, ms "
-        "| memory, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| items | precision | file, MB | runtime | p50, ms | p95, ms | p99, ms | CPU p50, ms "
+        "| eager / it | kept / it | load, ms | memory, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for num_items in sizes:
         of_size = figures[str(num_items)]
@@ -257,6 +265,7 @@ def as_markdown(figures: dict[str, Any], sizes: Sequence[int]) -> str:
                     megabytes,
                     way,
                     *(f"{found[f'p{share}_ms']:.2f}" for share in (50, 95, 99)),
+                    f"{found['cpu_p50_ms']:.2f}" if "cpu_p50_ms" in found else "",
                     f"{found['vs_torch']:.1f}",
                     f"{found['vs_torch_kept']:.1f}",
                     f"{found['load_ms']:.0f}",

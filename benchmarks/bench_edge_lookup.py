@@ -102,8 +102,8 @@ def run(num_items: int, *, users: int, wide: bool, modules: Path) -> dict[str, A
                 assert found == expected, f"{name} finds other items"
                 known = [[str(ids[index - 1]) if index else "0" for index in indexes] for indexes in expected]
                 assert item_ids == known, f"{name} gives other ids back"
-        for name, ms in times_in_turn(workers, first=TURN, count=users).items():
-            figures[name] |= quantiles(ms)
+        for name, taken in times_in_turn(workers, first=TURN, count=users).items():
+            figures[name] |= quantiles(taken)
     for name, found in figures.items():
         way, runtime = name.split("_")
         print(

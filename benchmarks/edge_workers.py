@@ -45,10 +45,9 @@ class Worker:
         answer = self._ask("lists", first, count)
         return answer["item_ids"], answer["scores"]
 
-    def times(self, first: int, count: int) -> list[float]:
-        """Milliseconds of each of some users."""
-        found: list[float] = self._ask("times", first, count)["ms"]
-        return found
+    def times(self, first: int, count: int) -> dict[str, list[float]]:
+        """Milliseconds of each of some users, "ms" by the clock and, but in a browser, "cpu_ms" of the processor."""
+        return self._ask("times", first, count)
 
     def _ask(self, *words: object) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -87,15 +86,20 @@ def browser_command(model: Path, users: Path, *, modules: Path = NODE_MODULES) -
     return [sys.executable, HERE / "edge_browser.py", model, users, modules]
 
 
-def times_in_turn(workers: Mapping[str, Worker], *, first: int, count: int) -> dict[str, list[float]]:
-    """Milliseconds of the same users, TURN of them with each worker before the next has its turn."""
-    found: dict[str, list[float]] = {name: [] for name in workers}
+def times_in_turn(workers: Mapping[str, Worker], *, first: int, count: int) -> dict[str, dict[str, list[float]]]:
+    """Times of the same users, TURN of them with each worker before the next has its turn."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
     for start in range(first, first + count, TURN):
         for name, worker in workers.items():
-            found[name] += worker.times(start, min(TURN, first + count - start))
+            for clock, times in worker.times(start, min(TURN, first + count - start)).items():
+                found[name].setdefault(clock, []).extend(times)
     return found
 
 
-def quantiles(ms: list[float]) -> dict[str, float]:
-    """p50_ms, p95_ms and p99_ms."""
-    return {f"p{share}_ms": float(np.percentile(ms, share)) for share in (50, 95, 99)}
+def quantiles(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """p50_ms, p95_ms and p99_ms; and cpu_p50_ms, ... where it is known."""
+    return {
+        f"{clock.removesuffix('ms')}p{share}_ms": float(np.percentile(of_clock, share))
+        for clock, of_clock in times.items()
+        for share in (50, 95, 99)
+    }
