@@ -11,6 +11,7 @@ from ipsrec_kernels.history_items import HistoryTerms
 from ipsrec_onnx.edge_file import EdgeFile, is_edge_file, open_edge_file
 from ipsrec_onnx.model_file import ModelFile, model_file_sha256, open_model_file
 from ipsrec_onnx.onnx_proto import graph_opset
+from ipsrec_onnx.snippets import edge_snippets, server_snippets
 from ipsrec_onnx.staging import staged
 
 
@@ -30,7 +31,15 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "sha256": model_file_sha256(model),
         "opset": graph_opset(model),
         **described,
+        "snippets": _snippets(str(model), profile, described),
     }
+
+
+def _snippets(path: str, profile: str, described: dict[str, Any]) -> dict[str, str]:
+    """Programs to copy; a file for `ipsrec score` has one in Python."""
+    if profile == "edge":
+        return edge_snippets(path, described["inputs"])
+    return server_snippets(path, described["item_id_type"])
 
 
 def _describe_server(opened: ModelFile) -> dict[str, Any]:

@@ -170,6 +170,13 @@ def test_a_servers_file_in_int8_is_scored_with(tmp_path: Path, trained: Path, pr
     assert len(set(lists[0]) & set(lists[1])) >= 15
 
 
+def test_a_servers_file_has_a_program_in_python_alone(server: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert ipsrec("inspect", server, "--snippet", "python") == 0
+    assert "scorer.score_one(history)" in capfd.readouterr().out
+    assert ipsrec("inspect", server, "--snippet", "cpp") == 2
+    assert "C++ runs files of profile edge, found profile server" in capfd.readouterr().err
+
+
 def test_rules_are_of_an_edge_file_alone(tmp_path: Path, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="rules are of profile edge"):
         export(trained, tmp_path / "m.onnx", rules=EdgeRules())
@@ -187,6 +194,11 @@ def test_the_command_line_writes_and_shows_it(tmp_path: Path, trained: Path, cap
     for part in ("edge", "top 4, with items of the history", "use_providers: bool [1]", "cold: bool [users]"):
         assert part in shown
     found = inspect(path)
+    assert list(found["snippets"]) == ["Python", "JavaScript", "C++"]
+    for language, program in zip(("python", "javascript", "cpp"), found["snippets"].values(), strict=True):
+        assert program in shown
+        assert ipsrec("inspect", path, "--snippet", language) == 0
+        assert capfd.readouterr().out == program
     assert json.loads(json.dumps(found)) == found
     assert found["profile"] == "edge"
     assert [node["name"] for node in found["inputs"]] == ["item_history", "lengths", "use_providers"]

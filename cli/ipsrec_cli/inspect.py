@@ -12,19 +12,35 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+_LANGUAGES = {"python": "Python", "javascript": "JavaScript", "cpp": "C++"}
+
+
 @click.command()
 @click.argument("model")
+@click.option(
+    "--snippet",
+    type=click.Choice(list(_LANGUAGES)),
+    help="Write nothing but the program in this language; a file for `ipsrec score` has one in Python.",
+)
 @json_option
-def inspect(model: str, as_json: bool) -> None:
-    """Show what is in a model file."""
+def inspect(model: str, snippet: str | None, as_json: bool) -> None:
+    """Show what is in a model file, and programs to copy that recommend with it."""
     from ipsrec_cli.main import print_json
     from ipsrec_onnx.inspection import inspect as inspect_model
 
     found = inspect_model(model)
-    if as_json:
+    if snippet is not None:
+        _write_snippet(found, _LANGUAGES[snippet])
+    elif as_json:
         print_json(found)
     else:
         _print_summary(found)
+
+
+def _write_snippet(found: dict[str, Any], language: str) -> None:
+    if language not in found["snippets"]:
+        raise click.UsageError(f"--snippet: {language} runs files of profile edge, found profile {found['profile']}")
+    click.echo(found["snippets"][language], nl=False)
 
 
 def _print_summary(found: dict[str, Any]) -> None:
@@ -66,6 +82,9 @@ def _print_summary(found: dict[str, Any]) -> None:
     console.print(table)
     if found["candidates"]:
         console.print(precision_table(found["candidates"]))
+    for language, program in found["snippets"].items():
+        console.print(Text(f"\n{language}:\n", style="bold"))
+        click.echo(program, nl=False)  # as it is: a line that is broken cannot be copied
 
 
 def _providers(found: dict[str, Any]) -> str:
