@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from model_files import write_model_file
+from onnxruntime_cpp import need_onnxruntime_cpp
 
 from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
 from ipsrec_onnx import Scorer
@@ -50,14 +51,10 @@ def edge(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[dic
     return path, inputs, history, list(zip(map(str, item_ids[0]), scores[0].tolist(), strict=True))
 
 
-@pytest.fixture
-def onnxruntime_cpp() -> tuple[Path, Path]:
-    """Folder of ONNX Runtime's headers and the library, from its release archive that ONNXRUNTIME_HOME names."""
-    home = Path(os.environ.get("ONNXRUNTIME_HOME", "not set"))
-    libraries = [*home.glob("lib/libonnxruntime.so"), *home.glob("lib/libonnxruntime.dylib")]
-    if shutil.which("c++") is None or not (home / "include" / "onnxruntime_cxx_api.h").is_file() or not libraries:
-        pytest.skip("no C++ compiler, or ONNXRUNTIME_HOME is no folder of ONNX Runtime's headers and library")
-    return home / "include", libraries[0]
+@pytest.fixture(scope="module")
+def onnxruntime_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ONNX Runtime's include/ and lib/."""
+    return need_onnxruntime_cpp(tmp_path_factory.mktemp("onnxruntime"))
 
 
 def _printed(*command: str | Path, folder: Path) -> Lines:
@@ -95,14 +92,13 @@ def test_the_javascript_one_prints_the_list(edge: Any, tmp_path: Path) -> None:
     assert [score for _, score in found] == pytest.approx([score for _, score in expected], rel=1e-6)
 
 
-def test_the_cpp_one_compiles_and_prints_the_list(
-    edge: Any, tmp_path: Path, onnxruntime_cpp: tuple[Path, Path]
-) -> None:
-    headers, library = onnxruntime_cpp
+def test_the_cpp_one_compiles_and_prints_the_list(edge: Any, tmp_path: Path, onnxruntime_cpp: Path) -> None:
     path, inputs, history, expected = edge
     (tmp_path / "snippet.cpp").write_text(edge_snippets(str(path), inputs, history)["C++"], encoding="utf-8")
-    command = ["c++", "-std=c++17", "-Wall", "-Werror", f"-I{headers}", "snippet.cpp", library, "-o", "snippet"]
-    subprocess.run([*map(str, command), f"-Wl,-rpath,{library.parent}"], cwd=tmp_path, check=True, timeout=300)
+    headers, libraries = onnxruntime_cpp / "include", onnxruntime_cpp / "lib"
+    command = ["c++", "-std=c++17", "-Wall", "-Werror", f"-isystem{headers}", "snippet.cpp", "-o", "snippet"]
+    command += [f"-L{libraries}", "-lonnxruntime", f"-Wl,-rpath,{libraries}"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
     found = _printed(tmp_path / "snippet", folder=tmp_path)
     assert [item_id for item_id, _ in found] == [item_id for item_id, _ in expected]
     assert [score for _, score in found] == pytest.approx(
