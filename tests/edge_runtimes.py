@@ -98,7 +98,8 @@ def train_small_model(folder: Path, rng: np.random.Generator, *, top_k: int, str
 def in_python(edge: Path, histories: list[list[Any]], *, use_providers: bool) -> Lists:
     """What Python's ONNX Runtime gives, as recommender.js gives it."""
     session = onnxruntime.InferenceSession(edge, providers=["CPUExecutionProvider"])
-    has_text = session.get_inputs()[0].type == "tensor(string)"
+    inputs = session.get_inputs()
+    has_text = inputs[0].type == "tensor(string)"
     longest = max(map(len, histories))
     padded = [history + ["" if has_text else 0] * (longest - len(history)) for history in histories]
     feed = {
@@ -106,6 +107,7 @@ def in_python(edge: Path, histories: list[list[Any]], *, use_providers: bool) ->
         "lengths": np.array(list(map(len, histories)), np.int64),
         "use_providers": np.array([use_providers]),
     }
+    feed = {node.name: feed[node.name] for node in inputs}
     return [
         {"itemIds": list(map(str, item_ids[:count].tolist())), "scores": scores[:count].tolist(), "cold": bool(cold)}
         for item_ids, scores, count, cold in zip(*session.run(None, feed), strict=True)
