@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,25 @@ import onnxruntime
 
 from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.graph_check import check_graph
-from ipsrec_onnx.model_file import FORMAT_VERSION, PREFIX
+from ipsrec_onnx.metadata_texts import (
+    PREFIX,
+    read_candidates,
+    read_format_version,
+    read_json_object,
+    read_typed_object,
+)
 from ipsrec_onnx.onnx_proto import metadata_text
 from ipsrec_onnx.readable import why_unreadable
 from ipsrec_onnx.session import open_session
 
-_PARTS = ("settings", "training", "gate", "edge")
+_EDGE = {
+    "top_k": int,
+    "keep_seen": bool,
+    "provider_switch": bool,
+    "num_items": int,
+    "num_providers": int,
+    "item_id_type": str,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,33 +82,26 @@ def open_edge_file(path: str | Path) -> EdgeFile:
     texts = session.get_modelmeta().custom_metadata_map
     if texts.get(PREFIX + "profile") != "edge":
         raise ModelFileError(f"model {path}: it is not of profile edge; export it with --profile edge")
-    version = texts.get(PREFIX + "format_version", "")
-    if not version.isdecimal() or int(version) > FORMAT_VERSION:
-        raise ModelFileError(
-            f"model {path}: format version {version[:20]!r}, this ipsrec-onnx reads up to {FORMAT_VERSION}; upgrade it"
-        )
     try:
-        parts = {name: _json(texts, name, dict) for name in _PARTS}
-        candidates = _json(texts, "candidates", list) if PREFIX + "candidates" in texts else []
-        opened = EdgeFile(
-            path=file,
-            format_version=int(version),
-            model=texts[PREFIX + "model"],
-            precision=texts.get(PREFIX + "precision", "fp32"),
-            candidates=candidates,
-            session=session,
-            **parts,
-        )
+        opened = _read(file, session, texts)
     except (KeyError, ValueError, RecursionError) as error:
         named = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise ModelFileError(f"model {path}: its metadata is broken: {named}; export it again") from error
+    except ModelFileError as error:
+        raise ModelFileError(f"model {path}: {error}") from error
     if opened.gate.get("passed") is not True:
         raise ModelFileError(f"model {path}: it did not pass the gate of `ipsrec export`; export it again")
     return opened
 
 
-def _json(texts: dict[str, str], name: str, kind: type) -> Any:
-    value = json.loads(texts[PREFIX + name])
-    if not isinstance(value, kind):
-        raise ValueError(f"{PREFIX}{name} is no JSON {'object' if kind is dict else 'array'}")
-    return value
+def _read(file: Path, session: onnxruntime.InferenceSession, texts: Mapping[str, str]) -> EdgeFile:
+    return EdgeFile(
+        path=file,
+        format_version=read_format_version(texts),
+        model=texts[PREFIX + "model"],
+        precision=texts[PREFIX + "precision"],
+        candidates=read_candidates(texts),
+        edge=read_typed_object(texts, "edge", _EDGE),
+        session=session,
+        **{name: read_json_object(texts, name) for name in ("settings", "training", "gate")},
+    )

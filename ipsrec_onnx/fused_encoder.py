@@ -21,7 +21,8 @@ from ipsrec_onnx.errors import ModelFileError
 from ipsrec_onnx.fused_program import Program, make_program
 from ipsrec_onnx.fused_weights import lengthened, pack_layers
 from ipsrec_onnx.histories import Histories
-from ipsrec_onnx.model_file import PREFIX, ModelFile
+from ipsrec_onnx.metadata_texts import PREFIX
+from ipsrec_onnx.model_file import ModelFile
 from ipsrec_onnx.onnx_weights import read_weights
 
 Float32Array = npt.NDArray[np.float32]

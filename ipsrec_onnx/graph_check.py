@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -33,6 +33,7 @@ _REPEATING: Final = ("Loop", "Scan", "SequenceMap")  # no export has them, and t
 _ALL_NEEDED: Final = ("Concat", "Einsum", "FeatureVectorizer", "Max", "Mean", "Min", "SequenceConstruct", "Sum")
 _DEEPEST: Final = 8  # graphs in attributes of graphs
 _MOST_FIELDS: Final = 1 << 19  # looked at in a file, some seconds; exports have ten thousand
+_MOST_ENTRIES: Final = 1 << 23  # ids and their rows in an edge file, one by one: ten seconds
 _MOST_DIMS: Final = 32  # axes of a tensor
 _SHOWN: Final = 80  # characters of a name in a message
 
@@ -40,7 +41,9 @@ _GRAPH, _TRAINING, _FUNCTION = 7, 20, 25  # of ModelProto
 _NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15  # of GraphProto
 _INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of NodeProto
 _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE, _SPARSES = 5, 6, 10, 11, 22, 23  # of AttributeProto
+_INTS, _STRINGS = 8, 9  # likewise
 _DIMS, _DATA_TYPE, _SEGMENT, _NAME, _RAW_DATA, _EXTERNAL, _LOCATION = 1, 2, 3, 8, 9, 13, 14  # of TensorProto
+_STRING_DATA = 6  # likewise
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 
 _STRING: Final = 8  # TensorProto.DataType
@@ -86,19 +89,25 @@ class _Reader:
     def __init__(self, file: BinaryIO, folder: Path) -> None:
         self.folder = folder
         self._file = file
-        self._seen = 0
+        self._seen = self._seen_entries = 0
 
     def whole(self) -> range:
         """The message that the file is."""
         return whole_file(self._file)
 
-    def fields(self, inside: range) -> Iterator[tuple[int, int | range]]:
-        """As strict_fields."""
+    def fields(self, inside: range, *, entries: Collection[int] = ()) -> Iterator[tuple[int, int | range]]:
+        """As strict_fields, without fields that are entries of a list, which there may be more of."""
         for found in strict_fields(self._file, inside):
-            self._seen += 1
-            if self._seen > _MOST_FIELDS:
-                raise ModelFileError(f"its graph has more than {_MOST_FIELDS} parts; export it again")
-            yield found
+            if found[0] in entries:
+                self._seen_entries += 1
+            else:
+                self._seen += 1
+            if self._seen > _MOST_FIELDS or self._seen_entries > _MOST_ENTRIES:
+                raise ModelFileError(
+                    f"its graph has more than {_MOST_FIELDS} parts, or {_MOST_ENTRIES} ids; export it again"
+                )
+            if found[0] not in entries:
+                yield found
 
     def text(self, value: int | range) -> str:
         """As strict_text."""
@@ -239,7 +248,7 @@ def _check_attribute(reader: _Reader, attribute: range) -> list[range]:
     """Check the tensors in an attribute of a node; gives the graphs in it."""
     subgraphs: list[range] = []
     has_tensor = False
-    for number, value in reader.fields(attribute):
+    for number, value in reader.fields(attribute, entries=(_INTS, _STRINGS)):
         if number == _TENSOR and has_tensor:  # protobuf joins the two: to a shape larger than their bytes
             raise BrokenMessageError("an attribute has two tensors in the place of one")
         if number in (_TENSOR, _TENSORS):
@@ -291,7 +300,7 @@ def _check_tensor(reader: _Reader, inside: range, *, may_be_outside: bool) -> _T
 
 def _read_tensor(reader: _Reader, inside: range) -> _Tensor:
     tensor = _Tensor()
-    for number, value in reader.fields(inside):
+    for number, value in reader.fields(inside, entries=(_STRING_DATA,)):
         if number == _DIMS:
             tensor.dims += reader.dims(value)
             if len(tensor.dims) > _MOST_DIMS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from ipsrec_onnx.catalog import Catalog, catalog_from_tables, table_from_text
 from ipsrec_onnx.errors import DataError, ModelFileError
 from ipsrec_onnx.graph_check import check_graph
 from ipsrec_onnx.mapped_arrays import map_weight
+from ipsrec_onnx.metadata_texts import PREFIX, read_candidates, read_format_version, read_json, read_json_object
 from ipsrec_onnx.onnx_proto import external_data_files, initializers
 from ipsrec_onnx.onnx_rewrite import INT8, TABLE, graph_with_table_input
 from ipsrec_onnx.onnx_weights import find_weights
@@ -28,8 +28,6 @@ from ipsrec_onnx.session import open_session, run_session
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-FORMAT_VERSION = 1
-PREFIX = "ipsrec."
 LONGEST_MAX_LEN = 1 << 20  # attention over more needs terabytes
 _BYTES_PER_ID = 1 << 10  # of a catalog, for an item or a provider: long names, no more
 
@@ -70,7 +68,7 @@ class ModelFile:
     training: dict[str, Any]
     gate: dict[str, Any]
     precision: Precision
-    candidates: list[Any]
+    candidates: list[dict[str, Any]]
     item_embeddings: npt.NDArray[np.float32]
     session: onnxruntime.InferenceSession
     given: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -190,7 +188,7 @@ def _read_metadata(
         table: itself, where the graph takes it as an input; else the graph gives it.
     """
     texts = session.get_modelmeta().custom_metadata_map
-    version = _format_version(texts)
+    version = read_format_version(texts)
     if texts.get(PREFIX + "profile", "server") != "server":
         raise ModelFileError(
             "it is of profile edge, for any ONNX Runtime without this package; give the file that `ipsrec export "
@@ -199,7 +197,7 @@ def _read_metadata(
     _check_graph_ends(session, gives_table=table is None)
     if table_shape is None or len(table_shape) != 2:
         raise ValueError(f"item_embeddings has shape {table_shape} among the weights, expected a table of items")
-    parts = {name: _json_object(texts, name) for name in ("settings", "training", "gate")}
+    parts = {name: read_json_object(texts, name) for name in ("settings", "training", "gate")}
     max_len = parts["settings"]["max_len"]
     if type(max_len) is not int or not 1 <= max_len <= LONGEST_MAX_LEN:
         raise ValueError(f"max_len is {str(max_len)[:30]}, expected a whole number, 1..{LONGEST_MAX_LEN}")
@@ -209,60 +207,20 @@ def _read_metadata(
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision[:40]!r}, expected one of {get_args(Precision)}")
     catalog = _catalog(texts, table_shape[0])
-    history_terms = _json(texts, "history_terms")
+    history_terms = read_json(texts, "history_terms")
     return ModelFile(
         path=path,
         format_version=version,
         model=texts[PREFIX + "model"],
         **parts,
         precision=precision,
-        candidates=_candidates(texts),
+        candidates=read_candidates(texts),
         catalog=catalog,
         history_terms=None if history_terms is None else _history_terms(history_terms, max_len),
         item_embeddings=_item_embeddings(session, table_shape) if table is None else table,
         session=session,
         given={} if table is None else {TABLE: table},
     )
-
-
-def _format_version(texts: Mapping[str, str]) -> int:
-    """Read the version before anything else: nothing more can be said of a newer file."""
-    text = texts.get(PREFIX + "format_version")
-    if text is None:
-        raise ModelFileError(
-            f"an ONNX model without {PREFIX}* metadata, so it is none of ours; give the file that `ipsrec export` wrote"
-        )
-    if not re.fullmatch("[1-9][0-9]{0,8}", text):
-        raise ModelFileError(f"format version {text[:20]!r}, expected a number, 1 or more; export it again")
-    if int(text) > FORMAT_VERSION:
-        raise ModelFileError(
-            f"format version {text}, this ipsrec-onnx reads up to {FORMAT_VERSION}; upgrade ipsrec-onnx"
-        )
-    return int(text)
-
-
-def _json(texts: Mapping[str, str], name: str) -> Any:
-    text = texts[PREFIX + name]
-    try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False)  # Python reads NaN and 1e400, which no JSON of ours could say again
-    except ValueError as error:
-        raise ValueError(f"{PREFIX}{name}: {error}") from error
-    return value
-
-
-def _json_object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
-    value = _json(texts, name)
-    if not isinstance(value, dict):
-        raise ValueError(f"{PREFIX}{name} is no JSON object")
-    return value
-
-
-def _candidates(texts: Mapping[str, str]) -> list[Any]:
-    rows = _json(texts, "candidates") if PREFIX + "candidates" in texts else []
-    if not isinstance(rows, list):
-        raise ValueError(f"{PREFIX}candidates is no JSON array")
-    return rows
 
 
 def _catalog(texts: Mapping[str, str], num_rows: int) -> Catalog:

@@ -18,6 +18,7 @@ from encoder_files import drawn_model, write_encoder_file
 from model_files import write_model_file
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
 from ipsrec_export.graph import build_lean_graph
 from ipsrec_onnx.catalog import catalog_to_table, table_from_text, table_to_text
 from ipsrec_onnx.encoding import encode, open_encoder
@@ -430,6 +431,15 @@ def test_a_graph_of_endless_small_parts_is_given_up(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x3a" + varint(2_000_000) + b"\x0a\x00" * 1_000_000)
     refused(path, "its graph has more than 524288 parts")
+
+
+def test_an_edge_file_may_have_many_ids(tmp_path: Path) -> None:
+    """Of strings a protobuf keeps each as a part of its own, twice in the graph, and its row as another."""
+    model = write_model_file(tmp_path / "m.onnx", num_items=200_000, string_ids=True)
+    opened = open_model_file(model.path)
+    proto = build_edge_graph(onnx.load(model.path), opened.catalog, None, max_len=opened.max_len, rules=EdgeRules())
+    onnx.save(proto, tmp_path / "edge.onnx")
+    assert "item_id" in check_graph(tmp_path / "edge.onnx")
 
 
 def varint(number: int) -> bytes:

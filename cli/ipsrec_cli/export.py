@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-ndcg-drop",
     type=click.FloatRange(min=0),
-    help="How far NDCG@10 of validation users may fall from float32's, as a share of it.  [default: 0.001]",
+    help="How far NDCG@10 of validation users may fall from float32's, as a share; for an edge file, int8 and auto.  "
+    "[default: 0.001]",
 )
 @click.option("--top-k", type=click.IntRange(min=1), help="Length of an edge file's lists.  [default: 100]")
 @click.option("--keep-seen", is_flag=True, help="An edge file recommends items of the history, too.")
@@ -62,12 +64,15 @@ def export(
     from ipsrec_cli.main import print_json
     from ipsrec_export.edge_graph import EdgeRules
     from ipsrec_export.export import export as run_export
-    from ipsrec_export.precision import MAX_NDCG_DROP
 
     if profile != "edge" and (top_k or keep_seen or provider_switch):
         raise click.UsageError(
             "--top-k, --keep-seen and --provider-switch are of --profile edge; `ipsrec score` has its own"
         )
+    if profile != "edge" and max_ndcg_drop is not None and precision in ("fp32", "fp16"):
+        raise click.UsageError(f"--max-ndcg-drop is not for a server's {precision}, whose gate has bounds of its own")
+    if max_ndcg_drop is not None and math.isnan(max_ndcg_drop):
+        raise click.UsageError("--max-ndcg-drop is nan, expected a number from 0 on")
     rules = None
     if profile == "edge":
         rules = EdgeRules(top_k or EdgeRules.top_k, keep_seen=keep_seen, provider_switch=provider_switch)
@@ -78,7 +83,7 @@ def export(
         overwrite=overwrite,
         profile=profile,
         precision=precision,
-        max_ndcg_drop=MAX_NDCG_DROP if max_ndcg_drop is None else max_ndcg_drop,
+        max_ndcg_drop=max_ndcg_drop,
         rules=rules,
     )
     if as_json:

@@ -25,6 +25,9 @@ from ipsrec_train.batches import Histories
 # Both sides round the same: a list differs where two items are as near as the last bit of a user's vector.
 MIN_SAME_LISTS: Final = 0.99
 MIN_OVERLAP: Final = 0.999
+MAX_SCORE_ERROR: Final = 1e-5
+_DRAWN_USERS: Final = 64  # of random items, for a catalog of which validation users know few
+_LONGEST_DRAWN: Final = 200
 _UNKNOWN_EVERY: Final = 4  # so many users have ids in their histories that the catalog does not know
 _SCORES_OF_A_RUN: Final = 1 << 24  # (users, num_items) float32 that a run may hold some of
 
@@ -40,7 +43,8 @@ class EdgeGateReport:
         same_lists: share of users who get the same items in the same order.
         overlap: mean share of a list that the other has, too.
         score_error: largest difference of the scores of two equal lists, as a share of the largest score.
-        min_same_lists, min_overlap: what float32 must reach; 0 for another precision, which its own gate judges.
+        min_same_lists, min_overlap, max_score_error: what float32 must keep to. Of another precision, whose graph has
+            kept to it in float32 before, precision.py judges the rounding: 0, 0 and 1 here.
     """
 
     passed: bool
@@ -51,6 +55,7 @@ class EdgeGateReport:
     score_error: float
     min_same_lists: float
     min_overlap: float
+    max_score_error: float
 
     def as_metadata(self) -> dict[str, Any]:
         """JSON values."""
@@ -62,7 +67,9 @@ class EdgeGateReport:
             raise ModelFileError(
                 f"export: the edge graph gives other lists than `ipsrec score`, so no file is written: "
                 f"{self.same_lists:.2%} of {self.users} lists are the same (at least {self.min_same_lists:.0%}), their "
-                f"overlap is {self.overlap:.4f} (at least {self.min_overlap}); report this model's settings as a defect"
+                f"overlap is {self.overlap:.4f} (at least {self.min_overlap}), scores are "
+                f"{self.score_error:.1e} off (at most {self.max_score_error:.0e}); report this model's settings "
+                "as a defect"
             )
 
 
@@ -85,13 +92,15 @@ def run_edge_gate(
     items, scores = expected["item_ids"].to_pylist(), expected["scores"].to_pylist()
     for user, (found_items, found_scores, found_cold) in enumerate(edge_lists(session, histories, catalog)):
         same[user] = found_items == items[user] and found_cold == cold[user]
-        overlap[user] = len(set(found_items) & set(items[user])) / max(1, len(items[user]), len(found_items))
+        longer = max(len(items[user]), len(found_items))
+        overlap[user] = len(set(found_items) & set(items[user])) / longer if longer else 1.0
         if same[user] and items[user]:
             error = np.abs(found_scores - np.array(scores[user], np.float32)).max()
             score_error = max(score_error, float(error / max(np.abs(found_scores).max(), np.finfo(np.float32).tiny)))
-    least_same, least_overlap = (MIN_SAME_LISTS, MIN_OVERLAP) if exact else (0.0, 0.0)
+    least_same, least_overlap, most_error = (MIN_SAME_LISTS, MIN_OVERLAP, MAX_SCORE_ERROR) if exact else (0.0, 0.0, 1.0)
+    is_alike = same.mean() >= least_same and overlap.mean() >= least_overlap and score_error <= most_error
     return EdgeGateReport(
-        passed=bool(same[cold].all() and same.mean() >= least_same and overlap.mean() >= least_overlap),
+        passed=bool(same[cold].all() and is_alike),
         users=len(histories),
         cold_users=int(cold.sum()),
         same_lists=float(same.mean()),
@@ -99,15 +108,19 @@ def run_edge_gate(
         score_error=score_error,
         min_same_lists=least_same,
         min_overlap=least_overlap,
+        max_score_error=most_error,
     )
 
 
 def edge_users(catalog: Catalog, validation: Histories) -> list[list[Any]]:
-    """Raw ids of users to compare with: of the validation split, and some without a known item."""
+    """Raw ids of users to compare with: without a known item, of random items, and of the validation split."""
     users = np.flatnonzero(np.diff(validation.offsets) > 0)[:VALIDATION_USERS]
     unknown = _unknown_id(catalog)
     rng = np.random.default_rng(0)
     histories: list[list[Any]] = [[], [unknown], [unknown] * 5]
+    for length in rng.integers(1, _LONGEST_DRAWN + 1, _DRAWN_USERS):
+        drawn = rng.integers(0, catalog.num_items, length)
+        histories.append(catalog.item_ids.take(pa.array(drawn)).to_pylist())
     for number, user in enumerate(users):
         rows = validation.values[validation.offsets[user] : validation.offsets[user + 1]] - 1
         history = catalog.item_ids.take(pa.array(rows)).to_pylist()

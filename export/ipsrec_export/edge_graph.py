@@ -27,6 +27,7 @@ from ipsrec_onnx.onnx_rewrite import INT8
 
 # LabelEncoder has one type for its keys and another for its values since 2; ONNX Runtime has had 3 since 1.3.
 OPSET_ML = 3
+IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads, the oldest with opset 20
 ENCODER = "encoder/"
 MARGIN = 32  # items beyond top_k that are scored again: rounding in float32 moves an item by a few places
 # A scan in int8 sees a user in whole steps, each two digits of base 127: -63..63, so that products of two neighbours
@@ -124,7 +125,7 @@ def build_edge_graph(
     g.add("Where", history.cold, g.constant(top_k), counts, name="counts")
     g.add("Identity", history.cold, name="cold")
     _add_item_ids(g, catalog, chosen)
-    return _model(g, catalog, rules=rules, top_k=top_k, ir_version=encoder.ir_version)
+    return _model(g, catalog, rules=rules, top_k=top_k)
 
 
 class _History:
@@ -344,7 +345,7 @@ def _axis(g: GraphNodes, values: str, axis: int) -> str:
     return g.add("Squeeze", g.add("Shape", values, start=axis, end=axis + 1))
 
 
-def _model(g: GraphNodes, catalog: Catalog, *, rules: EdgeRules, top_k: int, ir_version: int) -> onnx.ModelProto:
+def _model(g: GraphNodes, catalog: Catalog, *, rules: EdgeRules, top_k: int) -> onnx.ModelProto:
     """Close the graph."""
     ids = TensorProto.INT64 if pa.types.is_int64(catalog.item_ids.type) else TensorProto.STRING
     value = helper.make_tensor_value_info
@@ -362,4 +363,4 @@ def _model(g: GraphNodes, catalog: Catalog, *, rules: EdgeRules, top_k: int, ir_
     ]
     graph = helper.make_graph(g.nodes, "edge", inputs, outputs, g.initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="ipsrec-onnx")
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="ipsrec-onnx")

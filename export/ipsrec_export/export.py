@@ -15,13 +15,14 @@ from ipsrec_export.contents import refuse_other_contents
 from ipsrec_export.edge import write_edge_file
 from ipsrec_export.edge_gate import EdgeGateReport
 from ipsrec_export.edge_graph import EdgeRules
-from ipsrec_export.external_data import no_orphaned_data, remove_with_data, write_graph
+from ipsrec_export.external_data import no_orphaned_data, refuse_beyond_one_file, remove_with_data, write_graph
 from ipsrec_export.gate import BOUNDS, GateReport, run_gate
 from ipsrec_export.graph import INPUTS, USER_EMBEDDING, build_graph, build_lean_graph
 from ipsrec_export.metadata import NOT_GATED, add_metadata, set_gate
 from ipsrec_export.precision import MAX_NDCG_DROP, PrecisionChoice, PrecisionReport, choose_precision
 from ipsrec_export.trials import ServerTrial
 from ipsrec_export.weight_names import weight_names
+from ipsrec_export.weight_storage import drop_node_notes
 from ipsrec_onnx.atomic import atomic_file, follow_link, refuse_existing, scratch_folder
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError
@@ -64,7 +65,7 @@ def export(
     overwrite: bool = False,
     profile: Profile = "server",
     precision: PrecisionChoice = "fp32",
-    max_ndcg_drop: float = MAX_NDCG_DROP,
+    max_ndcg_drop: float | None = None,
     rules: EdgeRules | None = None,
 ) -> ExportReport:
     """Export the best epoch of a run to one model file, unless the gate refuses it.
@@ -77,7 +78,8 @@ def export(
         profile: "server" writes the file that `ipsrec score` takes; "edge" one that takes raw ids and gives raw ids in
             any ONNX Runtime, with no code beside it.
         precision: of the weights; "fp16" of the server is made for CUDA, and passes a gate with wider bounds.
-        max_ndcg_drop: how far NDCG@10 of the validation users may fall from float32's, as a share of it.
+        max_ndcg_drop: how far NDCG@10 of the validation users may fall from float32's, as a share of it; None for .001.
+            Not with a server's "fp32" and "fp16", whose gate has bounds of its own.
         rules: what an edge file does with every user; None for EdgeRules(). Only with profile "edge".
 
     Returns:
@@ -87,10 +89,13 @@ def export(
         DataError: the run is not complete, its dataset is not there or is another one, the output exists, or the model
             cannot be had in this precision.
         ModelFileError: the gate is not passed, or the file holds anything else than the run; nothing is written.
-        ValueError: rules for a server.
+        ValueError: rules or max_ndcg_drop for a server that takes none, or max_ndcg_drop is no number from 0 on.
     """
     if rules is not None and profile != "edge":
         raise ValueError("rules are of profile edge; `ipsrec score` has its own")
+    if max_ndcg_drop is not None and profile == "server" and precision in ("fp32", "fp16"):
+        raise ValueError(f"max_ndcg_drop is not for a server's {precision}, whose gate has bounds of its own")
+    max_ndcg_drop = MAX_NDCG_DROP if max_ndcg_drop is None else max_ndcg_drop
     target = follow_link(refuse_existing(output, overwrite=overwrite))
     run = open_run(checkpoint)
     validation = _validation_histories(run, dataset)
@@ -109,7 +114,7 @@ def export(
         )
         edge_gate = None
         if profile == "edge":
-            edge = folder / "edge"
+            edge = folder / f"{target.name}.edge"
             edge_gate, tried = write_edge_file(
                 edge,
                 open_model_file(draft),
@@ -141,9 +146,12 @@ def _write_server_file(
     stored: Precision = "fp16" if precision == "fp16" else "fp32"
     tried = None
     if precision in ("int8", "auto"):
+        refuse_beyond_one_file(proto)
         trial = ServerTrial(proto, catalog, terms, max_len=model.settings.max_len, validation=validation)
         proto, chosen, candidates = choose_precision(trial, precision=precision, max_ndcg_drop=max_ndcg_drop)
         stored, tried = chosen.precision, PrecisionReport(chosen, candidates)
+    weights = weight_names(model.encoder, proto.graph) if stored == "fp32" else None
+    drop_node_notes(proto)
     add_metadata(
         proto,
         model=run.info["model"],
@@ -152,7 +160,7 @@ def _write_server_file(
         history_terms=None if terms is None else {name: part.tolist() for name, part in terms._asdict().items()},
         training=_training(run),
         gate=NOT_GATED,
-        weights=weight_names(model.encoder, proto.graph) if stored == "fp32" else None,
+        weights=weights,
         precision=stored,
         tried=tried,
     )

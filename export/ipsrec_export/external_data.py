@@ -26,8 +26,7 @@ def write_graph(proto: onnx.ModelProto, path: Path) -> None:
     External data is named after its content, so that a graph never meets the weights of another. After that the weights
     are no longer in `proto`, and saving it again writes the graph alone.
     """
-    weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
-    if weights + metadata_bytes(proto) <= LARGEST_IN_ONE_FILE:
+    if weight_bytes(proto) + metadata_bytes(proto) <= LARGEST_IN_ONE_FILE:
         onnx.save_model(proto, path)
         onnx.checker.check_model(path)
         return
@@ -44,18 +43,28 @@ def write_graph(proto: onnx.ModelProto, path: Path) -> None:
     onnx.checker.check_model(path)
 
 
-def refuse_beyond_one_file(proto: onnx.ModelProto) -> None:
-    """Refuse a graph that would need external data.
+def refuse_beyond_one_file(proto: onnx.ModelProto, *, more_bytes: int = 0) -> None:
+    """Refuse what can only be made of a graph that one protobuf holds: it is serialized in memory.
+
+    Args:
+        proto: the graph, its weights in memory.
+        more_bytes: that are to be added to it.
 
     Raises:
-        ModelFileError: so it would.
+        ModelFileError: it is too large.
     """
-    if proto.ByteSize() > LARGEST_IN_ONE_FILE:
+    found = weight_bytes(proto) + more_bytes
+    if found > LARGEST_IN_ONE_FILE:
         raise ModelFileError(
-            f"export: the edge file would have {proto.ByteSize() / 1e9:.2f} GB, one file holds "
-            f"{LARGEST_IN_ONE_FILE / 1e9:.2f} GB at most; export it with --precision int8, or prepare the dataset with "
-            "a larger --min-item-interactions"
+            f"export: in float32, with which every precision is compared, the graph has {found / 1e9:.2f} GB, and one "
+            f"file holds {LARGEST_IN_ONE_FILE / 1e9:.2f} GB; export with --profile server --precision fp32, or prepare "
+            "the dataset with a larger --min-item-interactions"
         )
+
+
+def weight_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of a graph's weights; ByteSize fails where they are more than a protobuf holds."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
 
 
 def remove_with_data(path: Path) -> None:

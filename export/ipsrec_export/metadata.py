@@ -12,7 +12,8 @@ import pyarrow as pa
 from ipsrec_export.edge_graph import EdgeRules
 from ipsrec_export.precision import PrecisionReport
 from ipsrec_onnx.catalog import Catalog, catalog_to_table, table_to_text
-from ipsrec_onnx.model_file import FORMAT_VERSION, ModelFile, Precision
+from ipsrec_onnx.metadata_texts import FORMAT_VERSION
+from ipsrec_onnx.model_file import ModelFile, Precision
 
 # What a draft says until the gate has seen it, so that none is ever scored with.
 NOT_GATED: dict[str, Any] = {"passed": False}

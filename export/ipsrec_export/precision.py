@@ -126,7 +126,10 @@ def choose_precision(
     Raises:
         ModelFileError: this precision does not pass.
         DataError: float16 does not hold a weight, or one is not finite.
+        ValueError: max_ndcg_drop is no number from 0 on.
     """
+    if not max_ndcg_drop >= 0:
+        raise ValueError(f"max_ndcg_drop is {max_ndcg_drop}, expected 0 or more")
     search = _Search(trial, max_ndcg_drop)
     chosen = search.baseline
     if precision == "auto":
@@ -263,7 +266,7 @@ def _overlap(before: Lists, after: Lists, top_k: int) -> float:
     shares = []
     for one, other in zip(before[:, :top_k], after[:, :top_k], strict=True):
         real = one[one > 0]
-        shares.append(len(np.intersect1d(real, other)) / max(1, len(real)))
+        shares.append(len(np.intersect1d(real, other)) / len(real) if len(real) else 1.0)
     return float(np.mean(shares)) if shares else 1.0
 
 
