@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
+from needed import skip_without
 
 # Boxes are compared as they are drawn. An SVG's text has no layout of its own: its box is what counts there.
 _MEASURE = """
@@ -73,7 +73,7 @@ def need_chromium() -> str:
     """Path of the browser; the test is skipped where there is none."""
     path = shutil.which("chromium")
     if path is None:
-        pytest.skip("chromium is not installed (Debian's package of that name)")
+        skip_without("chromium is not installed (Debian's package of that name)")
     return path
 
 

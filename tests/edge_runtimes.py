@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import need_chromium
+from needed import skip_without
 from training_data import build_graph_once, make_interactions, small_settings, small_training
 
 from ipsrec_export import export as export_module
@@ -37,7 +38,7 @@ QUIET += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usa
 def need_node_modules() -> Path:
     """The folder of npm's packages; the test is skipped where they are not installed."""
     if not (NODE_MODULES / "onnxruntime-web").is_dir():
-        pytest.skip("ONNX Runtime's npm packages are not installed (make javascript)")
+        skip_without("ONNX Runtime's npm packages are not installed (make javascript)")
     return NODE_MODULES
 
 
@@ -46,7 +47,7 @@ def run_node(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedPro
     need_node_modules()
     node = shutil.which("node")
     if node is None:
-        pytest.skip("there is no Node (make javascript, then its .venv-node/node/bin in PATH)")
+        skip_without("there is no Node (make javascript, then its .venv-node/node/bin in PATH)")
     command = [node, *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
 

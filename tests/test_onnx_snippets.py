@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from model_files import write_model_file
+from needed import skip_without
 from onnxruntime_cpp import need_onnxruntime_cpp
 
 from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
@@ -82,7 +83,7 @@ def test_the_python_one_prints_the_list(edge: Any, tmp_path: Path) -> None:
 def test_the_javascript_one_prints_the_list(edge: Any, tmp_path: Path) -> None:
     modules = ROOT / "examples" / "node_modules"
     if shutil.which("node") is None or not (modules / "onnxruntime-node").is_dir():
-        pytest.skip("Node or ONNX Runtime for Node is not installed (make javascript)")
+        skip_without("Node or ONNX Runtime for Node is not installed (make javascript)")
     path, inputs, history, expected = edge
     (tmp_path / "snippet.mjs").write_text(edge_snippets(str(path), inputs, history)["JavaScript"], encoding="utf-8")
     (tmp_path / "node_modules").symlink_to(modules)

@@ -77,8 +77,8 @@ async function fetchFile(name) {
 
 /** The history in the page's address, #history=1,2,3, so that a reload and a link keep it. */
 function fromAddress() {
-  const ids = new URLSearchParams(location.hash.slice(1)).get("history");
-  return ids ? ids.split(",").map((id) => id.trim()).filter(Boolean) : [];
+  const ids = location.hash.match(/[#&]history=([^&]*)/)?.[1];
+  return ids ? ids.split(",").map(decodeURIComponent).filter(Boolean) : []; // a comma within an id is %2C
 }
 
 function add(id) {
@@ -181,8 +181,10 @@ function showAnswer({ shown, other, latency, useProviders }) {
   find("gone-list").replaceChildren(
     ...comparison.gone.map((id) => make("li", "", make("s", "", products.get(id).name), about(products.get(id)))),
   );
-  const first = products.get(shown.itemIds[0]).name;
-  announce(`${Math.min(SHOWN, shown.itemIds.length)} products recommended, first ${first}. ${said}`);
+  const [first] = shown.itemIds;
+  const number = Math.min(SHOWN, shown.itemIds.length);
+  const found = first === undefined ? "Nothing more to recommend." : `${number} products recommended, first ${products.get(first).name}.`;
+  announce(`${found} ${said}`);
 }
 
 /** A product in two lines: what it is; its kind and who offers it. */

@@ -48,6 +48,9 @@ export class Recommender {
    *   user is one without a known item: the items are the popular ones, the scores how often they were taken.
    */
   async recommend(histories, { useProviders = true } = {}) {
+    if (!useProviders && !this.hasProviderSwitch) {
+      throw new Error("this model has no switch for providers; export it with --provider-switch");
+    }
     const { Tensor } = this.#ort;
     const users = histories.length;
     const longest = Math.max(0, ...histories.map((history) => history.length));
