@@ -6,8 +6,9 @@
 
 Files hold IPSRec-C of the paper's size (64 wide, 2 layers, max_len 50) with history terms and a synthetic catalog of
 10^4, 10^5 and 10^6 items, a hundredth as many providers, int64 ids below 2^31; weights are drawn, nothing is trained.
-top-100, seen items left out. Users are drawn: lengths are lognormal (median 20, sigma 0.9, 1 to 200), items by
-popularity.
+top-100, seen items left out. Graphs are those that `ipsrec export --profile edge` writes, all weights in one precision;
+only the metadata beside them is missing. Users are drawn: lengths are lognormal (median 20, sigma 0.9, 1 to 200),
+items by popularity.
 
 - torch: the rival, the module itself in PyTorch eager: ids looked up in a dict, the item table made of items and
   providers as the module does, `encode_last`, one product with the whole table, history terms by index_add, what was
@@ -38,7 +39,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pyarrow as pa
@@ -58,10 +58,14 @@ from rounds import print_json
 from synthetic import Size, World, make_world
 from synthetic_model import make_model
 
-from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
-from ipsrec_export.graph import ITEM_EMBEDDINGS, USER_EMBEDDING, build_graph
-from ipsrec_export.weight_storage import Kind, drop_node_notes, drop_output, storable_weights, store_weights
+from ipsrec_export.comparison import VALIDATION_USERS
+from ipsrec_export.edge_graph import EdgeRules
+from ipsrec_export.graph import build_graph
+from ipsrec_export.trials import EdgeTrial
+from ipsrec_export.weight_storage import Kind
 from ipsrec_kernels.history_items import HistoryTerms
+from ipsrec_onnx.ids import find_ids
+from ipsrec_train.batches import Histories
 from ipsrec_train.model import Model
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -72,7 +76,6 @@ PROCESSES = 3  # that open each file
 RIVALS = ("torch", "torch-kept")
 WAYS = ("python", "node", "browser")
 SAME_ITEMS = 0.999  # in float32, of the items of all lists
-ROOM = 1.25  # between the largest element of drawn users' embeddings and of any user's
 
 
 def main() -> None:
@@ -115,13 +118,15 @@ def run(num_items: int, arguments: argparse.Namespace, *, users: int) -> dict[st
         saved = folder / f"net-{num_items}.pt"
         ids = world.catalog.item_ids.to_pylist()
         torch.save({"net": net, "item_ids": ids, "top_k": TOP_K, "max_len": MAX_LEN}, saved)
+        trial = edge_trial(net, world)
         workers = {}
         for rival in RIVALS:
             figures[rival] = {}
             workers[rival] = opened(python_command(rival, saved, users_file), figures[rival], stack)
         for precision in arguments.precisions:
             model = folder / f"edge-{num_items}-{precision}.onnx"
-            write_edge(model, net, world, histories, precision=precision)
+            kinds: dict[str, Kind] = {weight.name: precision for weight in trial.weights}
+            onnx.save(trial.build(kinds), model)
             figures[precision] = {"file_bytes": model.stat().st_size}
             commands = {
                 "python": python_command("onnxruntime", model, users_file),
@@ -181,9 +186,9 @@ def edge_world(num_items: int) -> World:
     )
 
 
-def drawn_histories(world: World, users: int) -> list[list[int]]:
+def drawn_histories(world: World, users: int, *, seed: int = 0) -> list[list[int]]:
     """Item ids of users."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     lengths = np.clip(rng.lognormal(np.log(20), 0.9, users), 1, min(200, world.size.items // 3)).astype(np.int64)
     popularity = world.catalog.popularity[1:].astype(np.float64) + 1.0
     rows = rng.choice(len(popularity), lengths.sum(), p=popularity / popularity.sum())
@@ -191,39 +196,35 @@ def drawn_histories(world: World, users: int) -> list[list[int]]:
     return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
 
 
-def write_edge(path: Path, net: Model, world: World, histories: list[list[int]], *, precision: Kind) -> None:
-    """Write the edge file of a model in a precision."""
-    encoder = build_graph(net)
-    largest = None
-    if precision != "fp32":
-        largest = ROOM * float(np.abs(user_embeddings(encoder, world, histories)).max())
-        drop_output(encoder, {ITEM_EMBEDDINGS})
-        store_weights(encoder, {weight.name: precision for weight in storable_weights(encoder.graph)})
-    drop_node_notes(encoder)
+def edge_trial(net: Model, world: World) -> EdgeTrial:
+    """What export makes edge files of a model with; other users than those that are timed stand for validation."""
     assert net.history_terms is not None
     terms = HistoryTerms(
         net.history_terms.provider_weights().detach().double().numpy(),
         net.history_terms.item_weights().detach().double().numpy(),
     )
-    rules = EdgeRules(top_k=TOP_K)
-    graph = build_edge_graph(encoder, world.catalog, terms, max_len=MAX_LEN, rules=rules, largest_element=largest)
-    onnx.save(graph, path)
+    return EdgeTrial(
+        build_graph(net),
+        world.catalog,
+        terms,
+        max_len=MAX_LEN,
+        rules=EdgeRules(top_k=TOP_K),
+        validation=validation(world),
+    )
 
 
-def user_embeddings(encoder: onnx.ModelProto, world: World, histories: list[list[int]]) -> npt.NDArray[np.float32]:
-    """(B, D) of some users."""
-    session = onnxruntime.InferenceSession(encoder.SerializeToString(), providers=["CPUExecutionProvider"])
-    index_of = {item_id: index for index, item_id in enumerate(world.catalog.item_ids.to_pylist(), start=1)}
-    users = []
-    for history in histories[:200]:
-        items = np.array([[index_of[item_id] for item_id in history[-MAX_LEN:]]], np.int32)
-        feed = {
-            "item_history": items,
-            "provider_history": world.catalog.item_provider[items],
-            "lengths": np.array([items.shape[1]], np.int32),
-        }
-        users.append(session.run([USER_EMBEDDING], feed)[0])
-    return np.concatenate(users)
+def validation(world: World) -> Histories:
+    """Histories of drawn users, the last item of each the target."""
+    drawn = drawn_histories(world, VALIDATION_USERS, seed=1)
+    lengths = [len(history) - 1 for history in drawn]
+    item_ids = pa.array([item_id for history in drawn for item_id in history[:-1]])
+    targets = pa.array([history[-1] for history in drawn])
+    table = world.catalog.item_table
+    return Histories(
+        values=find_ids(table, item_ids),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        targets=find_ids(table, targets),
+    )
 
 
 def compare(workers: dict[str, Worker], figures: dict[str, Any]) -> None:
