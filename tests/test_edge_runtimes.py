@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from edge_runtimes import (
     ROOT,
@@ -21,8 +23,10 @@ from edge_runtimes import (
     run_node,
     train_small_model,
 )
+from model_files import write_model_file
 from training_data import MAX_LEN
 
+from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
 from ipsrec_onnx import Scorer
 from ipsrec_onnx.model_file import open_model_file
 
@@ -128,6 +132,20 @@ def test_every_runtime_gives_the_lists_of_python_and_of_score(case: Case, runtim
 def test_the_switch_changes_lists(case: Case) -> None:
     with_providers, without = (in_python(case.edge, case.histories, use_providers=use) for use in (True, False))
     assert sum(one["itemIds"] != other["itemIds"] for one, other in zip(with_providers, without, strict=True)) > 50
+
+
+def test_a_file_without_the_switch_refuses_to_leave_providers_out(tmp_path: Path) -> None:
+    opened = open_model_file(write_model_file(tmp_path / "m.onnx").path)
+    graph, rules = onnx.load(opened.path), EdgeRules(top_k=TOP_K)
+    edge = tmp_path / "edge.onnx"
+    onnx.save(build_edge_graph(graph, opened.catalog, opened.history_terms, max_len=opened.max_len, rules=rules), edge)
+    history = list(map(str, opened.catalog.item_ids.to_pylist()[:3]))
+    script = ROOT / "tests" / "recommend_users.mjs"
+    for use_providers in (True, False):
+        question = {"histories": [history], "eachOptions": [{"useProviders": use_providers}]}
+        done = run_node(script, "node", edge, stdin=json.dumps(question))
+        assert (done.returncode == 0) == use_providers
+        assert ("this model has no switch for providers" in done.stderr) != use_providers
 
 
 def test_the_example_in_node_prints_the_list_of_one_user(case: Case) -> None:

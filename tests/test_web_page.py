@@ -239,6 +239,13 @@ def test_unknown_ids_alone_show_popular_products_and_among_others_do_not_count(o
     opened.wait_for(site.lists([site.item_ids[3]]))
 
 
+def test_a_history_of_everything_leaves_nothing_and_says_so(opened: Opened, site: Site) -> None:
+    load(opened, site.item_ids)
+    opened.wait_for(site.lists(site.item_ids))
+    assert opened.shown() == []
+    assert (opened.page.text_content("[role=status]") or "").startswith("Nothing more to recommend.")
+
+
 def test_the_switch_shows_what_providers_change(opened: Opened, site: Site) -> None:
     history = site.history_with_another_list()
     load(opened, history)
@@ -315,6 +322,18 @@ def test_what_cannot_be_loaded_is_said(browser: Browser, server: str, said: str)
     assert opened.text("[role=alert]").startswith("The model cannot answer.")
     assert said in opened.text("[role=alert]")
     assert opened.page.is_disabled("#search")
+    opened.page.context.close()
+
+
+def test_ids_with_commas_and_spaces_survive_a_reload(browser: Browser, server: str) -> None:
+    opened = open_page(browser, server)  # which complains: this model's ids are numbers
+    opened.page.goto(f"{server}#history=a%2Cb,%20c%20,100%25,%")
+    for _ in range(2):
+        opened.page.wait_for_selector("[role=alert]:visible", timeout=60_000)
+        names = "all => all.map(one => one.textContent)"
+        shown = opened.page.eval_on_selector_all("#history .name", names)
+        assert shown == ["Product %", "Product 100%", "Product  c ", "Product a,b"]
+        opened.page.reload()
     opened.page.context.close()
 
 

@@ -60,10 +60,11 @@ async function start() {
   });
   find("use-providers").addEventListener("change", refresh);
   find("use-providers").disabled = !recommender.hasProviderSwitch;
+  find("use-providers").checked ||= !recommender.hasProviderSwitch; // a browser may keep it from an earlier visit
   find("search").disabled = false;
   find("household").disabled = households.length === 0;
   window.addEventListener("hashchange", () => {
-    if (fromAddress().join() !== history.join()) change(fromAddress());
+    if (!isSame(fromAddress(), history)) change(fromAddress());
   });
   await change(fromAddress());
   document.body.dataset.ready = "";
@@ -78,7 +79,21 @@ async function fetchFile(name) {
 /** The history in the page's address, #history=1,2,3, so that a reload and a link keep it. */
 function fromAddress() {
   const ids = location.hash.match(/[#&]history=([^&]*)/)?.[1];
-  return ids ? ids.split(",").map(decodeURIComponent).filter(Boolean) : []; // a comma within an id is %2C
+  return ids ? ids.split(",").map(decoded).filter(Boolean) : []; // a comma within an id is %2C
+}
+
+/** Text of a part of the address; what somebody typed there with a bare % is taken as it is. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
+/** Do two histories have the same ids? Ids may have commas. */
+function isSame(one, other) {
+  return one.length === other.length && one.every((id, place) => id === other[place]);
 }
 
 function add(id) {
@@ -86,7 +101,7 @@ function add(id) {
 }
 
 function takeHousehold() {
-  const others = households.filter((household) => household.join() !== history.join());
+  const others = households.filter((household) => !isSame(household, history));
   return change(others[Math.floor(Math.random() * others.length)] ?? history);
 }
 
@@ -183,7 +198,10 @@ function showAnswer({ shown, other, latency, useProviders }) {
   );
   const [first] = shown.itemIds;
   const number = Math.min(SHOWN, shown.itemIds.length);
-  const found = first === undefined ? "Nothing more to recommend." : `${number} products recommended, first ${products.get(first).name}.`;
+  const found =
+    first === undefined
+      ? "Nothing more to recommend."
+      : `${number} products recommended, first ${products.get(first).name}.`;
   announce(`${found} ${said}`);
 }
 

@@ -43,7 +43,8 @@ export class Recommender {
    *
    * @param {string[][]} histories item ids of each user, oldest first, whole numbers as text, too. Unknown ones and
    *   none at all are fine.
-   * @param {{useProviders?: boolean}} options false takes all providers for unknown, where the file has the switch.
+   * @param {{useProviders?: boolean}} options false takes all providers for unknown; it is refused where the file
+   *   has no switch.
    * @returns {Promise<{itemIds: string[], scores: number[], cold: boolean}[]>} one a user, best item first. A cold
    *   user is one without a known item: the items are the popular ones, the scores how often they were taken.
    */
