@@ -78,11 +78,12 @@ $(NODE_MODULES)/.installed: examples/package.json examples/package-lock.json | $
 
 javascript: $(NODE_MODULES)/.installed
 
-# A machine that cannot fetch Node or npm's packages still tests all the rest; what needs them is skipped, with its reason.
+# A machine that cannot fetch Node or npm's packages still tests all the rest; what needs them is skipped, with its reason,
+# or fails with it where IPSREC_TEST_EVERYTHING=1.
 # Two processes, each with whole files of tests but for those of Ray (tests/conftest.py): more than two would compile the
 # same kernels side by side.
 test: lint
-	$(MAKE) javascript || echo "no Node or npm packages: tests in JavaScript are skipped" >&2
+	$(MAKE) javascript || echo "no Node or npm packages: tests in JavaScript are skipped, or fail with IPSREC_TEST_EVERYTHING=1" >&2
 	PATH="$(CURDIR)/$(NODE)/bin:$$PATH" $(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-gpu: $(GPU_BIN)/.installed

@@ -1,4 +1,4 @@
-"""ONNX Runtime outside Python: Node with its packages, and a headless chromium, each skipped where it is missing."""
+"""ONNX Runtime outside Python: Node with its packages, and a headless chromium. needed.py skips what has neither."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def run_node(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedPro
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """A headless chromium that looks nothing up on its own."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    try:
+        from playwright import sync_api
+    except ImportError:
+        skip_without("playwright is not installed")
     path = need_chromium()
     with sync_api.sync_playwright() as playwright:
         # Root has no sandbox.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needed import skip_without
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [".", "kernels", "gpu", "train", "export", "experiment", "cli"]
@@ -36,6 +37,8 @@ def test_a_search_takes_fewer_bytes_than_label_encoder() -> None:
     for figures in found.values():
         assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
         assert figures["load_ms"] > 0
+    if not {"label_node", "search_node"} <= set(found):
+        skip_without("Node or ONNX Runtime for Node is not installed (make javascript): Python alone was timed")
 
 
 @pytest.mark.slow
@@ -47,5 +50,7 @@ def test_every_precision_runs_and_fp32_gives_the_lists_of_torch(tmp_path: Path) 
     assert found["int8"]["python"]["overlap"] > 0.9
     assert found["torch"]["vs_torch"] == found["torch-kept"]["vs_torch_kept"] == 1
     page = (tmp_path / "edge.md").read_text(encoding="utf-8")
-    rows = sum(way in found[precision] for precision in ("int8", "fp16", "fp32") for way in ("python", "node"))
-    assert page.count("| 600 |") == rows + 2  # and PyTorch
+    ways = {"python", "node"} & set(found["fp32"])
+    assert page.count("| 600 |") == 3 * len(ways) + 2  # and PyTorch
+    if "node" not in ways:
+        skip_without("Node or ONNX Runtime for Node is not installed (make javascript): Python alone was timed")
