@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from needed import skip_without
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADERS = [
@@ -36,7 +37,9 @@ def need_onnxruntime_cpp(folder: Path) -> Path:
         return Path(os.environ["ONNXRUNTIME_HOME"])
     headers = next((path for path in HEADERS if (path / "onnxruntime_cxx_api.h").is_file()), None)
     if headers is None:
-        pytest.skip("ONNX Runtime's C++ headers are missing (libonnxruntime-dev, or ONNXRUNTIME_HOME=FOLDER)")
+        # .ci/run fetches them for a machine that can build the example; C++ is not asked of others.
+        without = pytest.skip if shutil.which("cmake") is None else skip_without
+        without("ONNX Runtime's C++ headers are missing (libonnxruntime-dev, or ONNXRUNTIME_HOME=FOLDER)")
     library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
     if sys.platform != "linux" or library is None:
         pytest.skip("Python's onnxruntime has no library for programs in C++ here (set ONNXRUNTIME_HOME=FOLDER)")
