@@ -84,7 +84,7 @@ javascript: $(NODE_MODULES)/.installed
 # same kernels side by side.
 test: lint
 	$(MAKE) javascript || echo "no Node or npm packages: tests in JavaScript are skipped, or fail with IPSREC_TEST_EVERYTHING=1" >&2
-	PATH="$(CURDIR)/$(NODE)/bin:$$PATH" $(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	PATH="$(CURDIR)/$(NODE)/bin:$$PATH" $(TEST_BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 30
 
 test-gpu: $(GPU_BIN)/.installed
 	$(GPU_BIN)/python -m pytest -m gpu
