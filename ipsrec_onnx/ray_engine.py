@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -35,6 +35,7 @@ _QUIET: Final = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # what goes wrong is raised as well
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread of Ray Data that outlives a cluster starts another one, and ends us
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -141,12 +142,30 @@ class RayCluster:
             max_restarts=-1,
             max_task_retries=_MOST_DEATHS,
         )
-        with _ray_errors():
-            for row in results.iter_rows():
+        with _ray_errors(), contextlib.closing(_rows(results)) as done_parts:
+            for row in done_parts:
                 done = row["done"]
                 if isinstance(done, IpsrecError):
                     raise done
                 yield done
+
+
+def _rows(results: Any) -> Generator[dict[str, Any], None, None]:
+    """The rows of a dataset in their order, as they are done; to be closed where they are not all taken.
+
+    Ray Data's own iterators fetch ahead in threads, which go on after an error: they touch the cluster when it has
+    ended, and Ray then ends this process without a word.
+    """
+    import ray
+    from ray.data.block import BlockAccessor
+
+    bundles = results.iter_internal_ref_bundles()
+    try:
+        for bundle in bundles:
+            for block in bundle.block_refs:
+                yield from BlockAccessor.for_block(ray.get(block)).iter_rows(public_row_format=True)
+    finally:
+        del bundles  # stops what is still at work
 
 
 @contextlib.contextmanager

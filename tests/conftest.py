@@ -16,6 +16,9 @@ from s3_server import S3Server
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# As ray_engine sets it, before any test imports Ray, which reads it then.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -201,6 +201,24 @@ def test_the_first_error_in_the_order_of_the_rows_is_the_one(
     assert not (tmp_path / "candidates").exists()
 
 
+@pytest.mark.slow
+def test_a_process_outlives_the_cluster_of_a_job_that_was_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """Ray ends a process in which a thread touches a cluster that has ended."""
+    arguments = {**inputs, "output": f"{tmp_path}/candidates/", "engine": "ray", "workers": 2, "threads": 1}
+    driver = subprocess.run(
+        [sys.executable, "-c", TWICE, json.dumps(arguments)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert driver.returncode == 0, driver.stderr[-2_000:]
+    refused, done = driver.stdout.splitlines()
+    assert "a.parquet, row group 0, row 5" in refused
+    assert done == str(NUM_USERS)
+
+
 def test_a_cluster_that_is_too_small_is_refused(cluster: None, inputs: dict[str, Any], tmp_path: Path) -> None:
     for workers, threads, room in ((5, 1, 4), (3, 2, 2), (1, 8, 0)):
         with pytest.raises(
@@ -295,6 +313,20 @@ DRIVER = """
 import json, sys
 from ipsrec_onnx.scoring import score
 score(**json.loads(sys.argv[1]))
+"""
+
+
+TWICE = """
+import json, sys, time
+from ipsrec_onnx.errors import DataError
+from ipsrec_onnx.scoring import score
+arguments = json.loads(sys.argv[1])
+for bad_rows in ("error", "divert"):
+    try:
+        print(score(**{**arguments, "bad_rows": bad_rows}, overwrite=True).counts.rows_in)
+    except DataError as error:
+        print(error)
+    time.sleep(3)  # whoever is still at work has the time to end us
 """
 
 
