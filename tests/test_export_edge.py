@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from model_files import write_model_file
 from training_data import build_graph_once, make_run
 
 from ipsrec_cli.main import main
+from ipsrec_export import edge as edge_module
 from ipsrec_export import export as module
 from ipsrec_export import external_data, trials
 from ipsrec_export.edge_gate import edge_lists, edge_users, run_edge_gate
 from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
 from ipsrec_export.export import export
+from ipsrec_export.precision import choose_precision
 from ipsrec_onnx import Scorer
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.edge_file import open_edge_file
@@ -243,6 +246,20 @@ def test_a_servers_gate_takes_no_drop(
     arguments = ("--output", tmp_path / "m.onnx", "--precision", precision, "--max-ndcg-drop", 0.01)
     assert ipsrec("export", "--checkpoint", trained, *arguments) == 2
     assert f"--max-ndcg-drop is not for a server's {precision}" in capfd.readouterr().err
+
+
+def test_weights_are_put_back_layer_by_layer(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = set[str]()
+
+    def choose(trial: Any, **options: Any) -> Any:
+        groups.update(weight.group for weight in trial.weights)
+        return choose_precision(trial, **options)
+
+    monkeypatch.setattr(edge_module, "choose_precision", choose)
+    export(trained, tmp_path / "edge.onnx", profile="edge")
+    assert "item_embeddings" in groups
+    assert any(re.match(r"[a-z]+_layers\.\d+", group) for group in groups)
+    assert not any(group.startswith("val_") for group in groups)  # the exporter's names, which say nothing to anybody
 
 
 def test_no_file_names_a_place_of_this_machine(tmp_path: Path, trained: Path, server: Path) -> None:

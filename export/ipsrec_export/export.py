@@ -111,6 +111,7 @@ def export(
             validation,
             precision=precision if profile == "server" else "fp32",
             max_ndcg_drop=max_ndcg_drop,
+            is_draft=profile == "edge",
         )
         edge_gate = None
         if profile == "edge":
@@ -137,9 +138,18 @@ def export(
 
 
 def _write_server_file(
-    run: Run, draft: Path, validation: Histories, *, precision: PrecisionChoice, max_ndcg_drop: float
+    run: Run,
+    draft: Path,
+    validation: Histories,
+    *,
+    precision: PrecisionChoice,
+    max_ndcg_drop: float,
+    is_draft: bool,
 ) -> tuple[GateReport, PrecisionReport | None]:
-    """Write the file that `ipsrec score` takes, and maybe external data beside it, and gate it."""
+    """Write the file that `ipsrec score` takes, and maybe external data beside it, and gate it.
+
+    One that only an edge file is made of keeps the exporter's notes, which say what weight belongs to what layer.
+    """
     model, catalog = load_model(run)
     terms = history_terms(model)
     proto = build_lean_graph(model) if precision == "fp16" else build_graph(model)
@@ -151,7 +161,8 @@ def _write_server_file(
         proto, chosen, candidates = choose_precision(trial, precision=precision, max_ndcg_drop=max_ndcg_drop)
         stored, tried = chosen.precision, PrecisionReport(chosen, candidates)
     weights = weight_names(model.encoder, proto.graph) if stored == "fp32" else None
-    drop_node_notes(proto)
+    if not is_draft:
+        drop_node_notes(proto)
     add_metadata(
         proto,
         model=run.info["model"],
