@@ -35,6 +35,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,6 +56,7 @@ from edge_workers import (
 )
 from limits import cpu_model
 from rounds import print_json
+from safetensors.torch import save_file
 from synthetic import Size, World, make_world
 from synthetic_model import make_model
 
@@ -115,9 +117,13 @@ def run(num_items: int, arguments: argparse.Namespace, *, users: int) -> dict[st
         folder.mkdir(parents=True, exist_ok=True)
         users_file = folder / f"users-{num_items}.json"
         users_file.write_text(json.dumps([list(map(str, history)) for history in histories]), encoding="utf-8")
-        saved = folder / f"net-{num_items}.pt"
-        ids = world.catalog.item_ids.to_pylist()
-        torch.save({"net": net, "item_ids": ids, "top_k": TOP_K, "max_len": MAX_LEN}, saved)
+        saved = folder / f"net-{num_items}.safetensors"
+        about = {"model": net.name, "settings": asdict(net.settings), "top_k": TOP_K, "max_len": MAX_LEN}
+        tensors = {
+            "item_provider": net.item_provider,
+            "item_ids": torch.from_numpy(world.catalog.item_ids.to_numpy().copy()),
+        }
+        save_file({**net.state_dict(), **tensors}, saved, metadata={"about": json.dumps(about)})
         trial = edge_trial(net, world)
         workers = {}
         for rival in RIVALS:

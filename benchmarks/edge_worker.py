@@ -83,12 +83,24 @@ def open_torch(*, kept: bool) -> Callable[[str], Callable[[list[str]], Lists]]:
         kept: make the item table once. The module itself makes it of items and providers in every call.
     """
     import torch
+    from safetensors import safe_open
+
+    from ipsrec_train.model import Model
+    from ipsrec_train.settings import settings_type
 
     torch.set_num_threads(1)
 
     def opener(path: str) -> Callable[[list[str]], Lists]:
-        saved = torch.load(path, weights_only=False)
-        net, item_ids, top_k, max_len = saved["net"], saved["item_ids"], saved["top_k"], saved["max_len"]
+        with safe_open(path, framework="pt") as opened:
+            about = json.loads(opened.metadata()["about"])
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        item_ids, item_provider = weights.pop("item_ids").tolist(), weights.pop("item_provider").numpy()
+        top_k, max_len = about["top_k"], about["max_len"]
+        settings = settings_type(about["model"])(**about["settings"])
+        num_providers = len(weights["providers.weight"]) - 1
+        net = Model(about["model"], settings, item_provider=item_provider, num_providers=num_providers)
+        net.load_state_dict(weights)
+        net.eval()
         index_of = {str(item_id): index for index, item_id in enumerate(item_ids, start=1)}
         with torch.no_grad():
             once = net.item_embeddings().clone()
