@@ -23,6 +23,7 @@ from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_run import plan_run, score_named_chunk, score_parts
 from ipsrec_onnx.scored_chunk import ScoreRules
+from ipsrec_onnx.throughput import steady_span
 from ipsrec_onnx.user_chunks import UserPart, batch_rows, read_chunks
 from ipsrec_onnx.users import RowGroup, Users
 
@@ -41,7 +42,7 @@ class Probe:
     """What some users took.
 
     Attributes:
-        users: that were measured.
+        users: that were measured, as steady_span counts them.
         seconds: that they took, all threads at work.
         chunk_rows: users of their chunks at most.
         chunks: how the whole job is cut.
@@ -112,12 +113,11 @@ def probe_users(
     for _ in score_parts(users, rules, outputs, plan=cut, log=JobLog(show=False)):
         pass
     peak = peak_memory()
-    samples = outputs.throughput.samples
-    began = samples[chunks.threads] if len(samples) > 2 * chunks.threads else samples[0]
+    steady_users, steady_s = steady_span(outputs.throughput.samples, at_once=chunks.threads)
     row_bytes, part_bytes, gather_s = _write_again(folder, chosen, schemas)
     return Probe(
-        users=samples[-1][1] - began[1],
-        seconds=samples[-1][0] - began[0],
+        users=round(steady_users),
+        seconds=steady_s,
         chunk_rows=rows,
         chunks=chunks,
         part_chunk_rows=plan_run(users, rules, [max(parts, key=_rows)], threads=threads, bound=bound).rows,

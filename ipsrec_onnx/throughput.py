@@ -36,6 +36,29 @@ class Throughput:
             self._least_gap_s = seconds / (_MOST_SAMPLES // 2)
 
 
+def steady_span(samples: list[tuple[float, int]], *, at_once: int) -> tuple[float, float]:
+    """What was done in which time while all threads were at work.
+
+    From the middle of the first chunks, one of each thread, to the middle of the last ones: threads that finish one
+    after another count as those that finish together do. Before the first chunks, threads begin one after another.
+
+    Args:
+        samples: as Throughput has them, one a chunk.
+        at_once: threads.
+
+    Returns:
+        users: a part of one is possible.
+        seconds: that they took.
+        Both from the very start to the end where no thread has done two chunks.
+    """
+    done = np.array(samples, np.float64)
+    if len(samples) <= 2 * at_once:
+        seconds, users = done[-1] - done[0]
+    else:
+        seconds, users = done[-at_once:].mean(axis=0) - done[1 : at_once + 1].mean(axis=0)
+    return float(users), float(seconds)
+
+
 def users_per_second(samples: list[tuple[float, int]], *, most: int) -> tuple[list[float], list[float]]:
     """Cut the time into equal spans that have several samples each, and say how fast each was.
 

@@ -8,8 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from test_onnx_scoring import random_users
 
 from ipsrec_cli.plan import plan as plan_command
 from ipsrec_cli.score import score as score_command
-from ipsrec_onnx import planning, probe, score_run
+from ipsrec_onnx import planning, probe
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.job_plan import check_plan, prediction_for, read_plan
 from ipsrec_onnx.memory_plan import ChunkPlan
@@ -32,6 +30,7 @@ from ipsrec_onnx.planning import plan
 from ipsrec_onnx.probe import Probe
 from ipsrec_onnx.score_run import score_named_chunk
 from ipsrec_onnx.scoring import score
+from ipsrec_onnx.throughput import Throughput, steady_span
 from ipsrec_onnx.user_chunks import UserPart, plan_parts, read_chunks
 from ipsrec_onnx.users import UserColumns, open_users
 
@@ -93,40 +92,60 @@ def test_the_output_is_as_large_as_planned(
     assert done.to_json()["plan"]["output_bytes"]["percent"] == size.percent
 
 
-class _Slow:
-    """Makes every user take three milliseconds of a worker, and the very first chunk a second more."""
+class _Clock:
+    """Stands in for the module time; goes on when it is told."""
 
     def __init__(self) -> None:
-        self.chunks, self.lock = itertools.count(), threading.Lock()
+        self.now = 0.0
 
-    def __call__(self, chunk: Any, rules: Any) -> Any:
-        with self.lock:
-            first = next(self.chunks) == 0
-        time.sleep(1.0 * first + 0.003 * chunk.rows.num_rows)
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_the_first_chunk_is_start_up_and_no_speed(
+    tmp_path: Path, model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user takes three milliseconds, and the very first chunk a second more."""
+    pq.write_table(random_users(model, np.random.default_rng(6), 3_000), tmp_path / "u.parquet", row_group_size=1_500)
+    plan(model.path, tmp_path / "u.parquet", top_k=5, threads=1)  # compiles what is not, which takes real seconds
+    clock, lasts = _Clock(), itertools.chain([1.0], itertools.repeat(0.0))
+
+    def slow(chunk: Any, rules: Any) -> Any:
+        clock.now += next(lasts) + 0.003 * chunk.rows.num_rows
         return score_named_chunk(chunk, rules)
 
+    monkeypatch.setattr(probe, "time", clock)
+    monkeypatch.setattr(probe, "score_named_chunk", slow)
+    planned = plan(model.path, tmp_path / "u.parquet", top_k=5, threads=1)
+    assert planned.probe is not None
+    assert planned.probe.first_s == pytest.approx(1.0)
+    assert planned.here.start_s > 1.0
+    # Two seconds in four rounds are fewer users than a chunk has at least.
+    assert planned.probe.chunk_rows == min(probe._LEAST_ROWS, planned.probe.chunks.rows)
 
-@pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_first_chunk_is_start_up_and_no_speed(
-    tmp_path: Path, model: TinyModel, monkeypatch: pytest.MonkeyPatch, threads: int
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("late_s", [0.0, 0.2, 0.45])
+@pytest.mark.parametrize("rounds", [2, 3, 5])
+def test_threads_that_finish_one_after_another_are_as_fast_as_those_that_finish_together(
+    threads: int, late_s: float, rounds: int
 ) -> None:
-    pq.write_table(random_users(model, np.random.default_rng(6), 3_000), tmp_path / "u.parquet", row_group_size=1_500)
-    for module in (probe, score_run):
-        monkeypatch.setattr(module, "score_named_chunk", _Slow())
-    planned = plan(model.path, tmp_path / "u.parquet", top_k=5, threads=threads, workers=2, part_rows=1_000)
-    assert planned.probe is not None and planned.cluster is not None
-    assert planned.probe.users_per_s == pytest.approx(333 * threads, rel=0.2)
-    assert 0.9 < planned.probe.first_s < 1.5
-    assert planned.here.loop_s == pytest.approx(9 / threads, rel=0.25)
-    # Two workers have two parts and one of three.
-    assert planned.cluster.loop_s == pytest.approx(6 / threads, rel=0.3)
-    monkeypatch.setattr(score_run, "score_named_chunk", _Slow())
-    path = written(planned, tmp_path / "plan.json")
-    done = score(
-        model.path, tmp_path / "u.parquet", tmp_path / "o", top_k=5, threads=threads, plan=path, part_rows=1_000
-    )
-    assert done.plan is not None and abs(done.plan.wall_s.percent) < 15
+    """Each chunk of 100 users takes its thread a second; the second thread begins late_s after the first, and so on."""
+    finished = sorted(late_s * thread + turn + 1 for thread in range(threads) for turn in range(rounds))
+    throughput = Throughput()
+    for seconds in finished:
+        throughput.add_at(5.0 + seconds, 100)  # the kernels are loaded before all
+    users, seconds = steady_span(throughput.samples, at_once=threads)
+    assert users == pytest.approx(100 * threads * (rounds - 1))
+    assert seconds == pytest.approx(rounds - 1)
+
+
+@pytest.mark.parametrize(("chunks", "threads"), [(1, 1), (1, 4), (3, 2), (7, 4)])
+def test_few_chunks_are_measured_from_the_start(chunks: int, threads: int) -> None:
+    throughput = Throughput()
+    for number in range(chunks):
+        throughput.add_at(number + 1.0, 10)
+    assert steady_span(throughput.samples, at_once=threads) == (10.0 * chunks, float(chunks))
 
 
 def test_the_probe_takes_chunks_of_the_job_from_all_over_the_input(tmp_path: Path, model: TinyModel) -> None:
@@ -196,6 +215,14 @@ def parts_probe(users_per_s: float, threads: int = 1) -> Probe:
         users=int(users_per_s), seconds=1.0, chunk_rows=100, chunks=chunks, part_chunk_rows=10, first_s=0.25, held=1,
         peak=2, memory=3, row_bytes=10.0, part_bytes=3.0, gather_s=0.001, hash_s=0.0,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("threads", "loop_s"), [(1, 10.5), (2, 11.0), (4, 12.0)])
+def test_threads_wait_for_half_a_chunk_at_the_end(threads: int, loop_s: float) -> None:
+    """100 users a second in all, so a chunk of 100 takes its thread so many seconds as there are threads."""
+    found = planning._here(parts_probe(100.0, threads), [UserPart(0, 0, 1_050)], 2.0, as_folder=False)
+    assert found.loop_s == pytest.approx(loop_s)
+    assert (found.start_s, found.users_per_s) == (2.25, 100.0)
 
 
 @pytest.mark.parametrize(("workers", "loop_s"), [(1, 10.5), (2, 6.0), (3, 4.5), (5, 3.0), (50, 3.0)])
