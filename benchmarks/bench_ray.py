@@ -1,11 +1,12 @@
 """What does `--engine ray` cost on one machine, against the engine of one process?
 
-    python benchmarks/bench_ray.py --size twitch --folder .bench
+    python benchmarks/bench_ray.py --folder .bench
 
-The same job, top-100, in turn: in this process with T threads; on a Ray that is started and ended for it, with one
-worker of T threads, and with T workers of one. Bytes are compared first. Overhead is the time of a way over that of
-this process, less one, once for whole jobs and once without what starting takes (`start_s`: of Ray, or of laying out
-the items), for that is paid once, however long the job is.
+The same job of some minutes, top-100, in turn: in this process with T threads; on a Ray that is started and ended for
+it, with one worker of T threads, and with T workers of one. A job of few users goes before, for kernels to be compiled;
+bytes are compared at the end. Overhead is the time of a way over that of this process, less one, once for whole jobs
+and once without what starting takes (`start_s`: of Ray, or of laying out the items). Workers start and open the model,
+too, once for a job, however long it is.
 """
 
 from __future__ import annotations
@@ -28,40 +29,51 @@ from synthetic_model import model_file
 from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.scoring import score
 
-TOP_K, ROUNDS = 100, 3
+TOP_K, ROUNDS = 100, 2
+WARM_UP_USERS = 8_192
 
 
 def main() -> None:
     """Compare the bytes, time all ways, print a table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="Where the synthetic data lie, or will.")
-    parser.add_argument("--size", choices=list(SIZES), default="twitch")
+    parser.add_argument("--size", choices=list(SIZES), default="tmall")
     parser.add_argument("--users", type=int, help="Of the job; all by default.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--part-rows", type=int, default=4_096)
+    parser.add_argument("--part-rows", type=int, help="Users of a part; as ipsrec score by default.")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--ways", nargs="+", choices=["1xT", "Tx1"], default=["1xT", "Tx1"], help="Workers x threads.")
     arguments = parser.parse_args()
     threads = arguments.threads
     print(f"{cpu_model()}, {threads} threads, ray {ray.__version__}")
     users = users_file(arguments.folder, arguments.size, users=arguments.users)
+    few_users = users_file(arguments.folder, arguments.size, users=WARM_UP_USERS)
     model = model_file(arguments.folder, arguments.size, model="ipsrec-c")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch, Limits(threads) as limits:
-        options = {"top_k": TOP_K, "part_rows": arguments.part_rows, "overwrite": True}
         reports: dict[str, list[ScoreReport]] = {}
 
-        def job(name: str, **engine: Any) -> None:
-            reports.setdefault(name, []).append(score(model, users, f"{scratch}/{name}/", **options, **engine))
+        def job(name: str, *, source: Path = users, **engine: Any) -> None:
+            report = score(
+                model,
+                source,
+                f"{scratch}/{name}/",
+                top_k=TOP_K,
+                part_rows=arguments.part_rows,
+                overwrite=True,
+                **engine,
+            )
+            reports.setdefault(name, []).append(report)
 
-        ways = {
-            "local": functools.partial(job, "local", threads=threads),
-            f"1x{threads}": functools.partial(job, f"1x{threads}", engine="ray", workers=1, threads=threads),
-            f"{threads}x1": functools.partial(job, f"{threads}x1", engine="ray", workers=threads, threads=1),
-        }
+        ways = {"local": functools.partial(job, "local", threads=threads)}
+        for workers, each in ((1, threads), (threads, 1)):
+            if ("1xT" if workers == 1 else "Tx1") in arguments.ways:
+                name = f"{workers}x{each}"
+                ways[name] = functools.partial(job, name, engine="ray", workers=workers, threads=each)
         for way in ways.values():
-            way()
-        refuse_other_bytes(Path(scratch), list(ways))
+            way(source=few_users)
         reports.clear()
         found = in_turn(ways, limits, rounds=arguments.rounds)
+        refuse_other_bytes(Path(scratch), list(ways))
     print_json(table(found, reports))
 
 
