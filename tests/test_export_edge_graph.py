@@ -13,7 +13,8 @@ import pytest
 from model_files import TinyModel, write_model_file
 from onnx import TensorProto, helper
 
-from ipsrec_export.edge_graph import EdgeRules, add_item_provider, build_edge_graph
+from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
+from ipsrec_export.edge_history import add_item_provider
 from ipsrec_export.graph_nodes import GraphNodes
 from ipsrec_onnx import Scorer
 from ipsrec_onnx.model_file import open_model_file

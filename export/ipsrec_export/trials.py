@@ -47,7 +47,53 @@ _TIMED: Final = 50
 _WARM_UP: Final = 5
 
 
-class EdgeTrial:
+class _Trial:
+    """What files of both profiles begin with; attributes and methods as Trial.
+
+    Args:
+        encoder: a copy of what build_graph gave, which is this one's now.
+        catalog: of the model.
+        history_terms: of the model; None for one without.
+        max_len: most recent known items that the encoder sees.
+        validation: validation histories and targets of the run.
+    """
+
+    def __init__(
+        self,
+        encoder: onnx.ModelProto,
+        catalog: Catalog,
+        history_terms: HistoryTerms | None,
+        *,
+        max_len: int,
+        validation: Histories,
+    ) -> None:
+        self.encoder = encoder
+        self.weights = storable_weights(encoder.graph)  # before the notes go, which say what belongs together
+        drop_node_notes(encoder)
+        self._catalog, self._terms, self._max_len = catalog, history_terms, max_len
+        self._users = _Users(validation, catalog, max_len=max_len)
+        self.targets = self._users.targets
+
+    def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """As Trial."""
+        (table,) = (one for one in self.encoder.graph.initializer if one.name == ITEM_EMBEDDINGS)
+        items = numpy_helper.to_array(table)
+        kind = kinds.get(ITEM_EMBEDDINGS, "fp32")
+        if kind == "int8":
+            items = quantize(items, (1,)).as_float32()
+        elif kind == "fp16":
+            items = as_half(items, name=ITEM_EMBEDDINGS).astype(np.float32)
+        users = range(min(VALIDATION_USERS, len(self.targets)))
+        return self._users.encode(_session(self._stored(kinds).SerializeToString()), users), items
+
+    def _stored(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
+        """The encoder with its weights stored so."""
+        encoder = _copy(self.encoder)
+        store_weights(encoder, kinds)
+        return encoder
+
+
+class EdgeTrial(_Trial):
     """A model as edge files; attributes and methods as Trial.
 
     Args:
@@ -71,23 +117,18 @@ class EdgeTrial:
         rules: EdgeRules,
         validation: Histories,
     ) -> None:
-        self.encoder = _copy(encoder)
-        drop_output(self.encoder, [ITEM_EMBEDDINGS])
-        self.weights = storable_weights(self.encoder.graph)  # before the notes go, which say what belongs together
-        drop_node_notes(self.encoder)
-        self._catalog, self._terms, self._max_len, self._rules = catalog, history_terms, max_len, rules
-        self._users = _Users(validation, catalog, max_len=max_len)
-        self.targets = self._users.targets
+        without_items = _copy(encoder)
+        drop_output(without_items, [ITEM_EMBEDDINGS])
+        super().__init__(without_items, catalog, history_terms, max_len=max_len, validation=validation)
+        self._rules = rules
         self._histories = self._users.raw_histories()
         largest = np.abs(self._users.encode(_session(self.encoder.SerializeToString()))).max(initial=0)
         self._largest_element = _HEADROOM * float(largest) or 1.0
 
     def build(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
         """As Trial."""
-        encoder = _copy(self.encoder)
-        store_weights(encoder, kinds)
         return build_edge_graph(
-            encoder,
+            self._stored(kinds),
             self._catalog,
             self._terms,
             max_len=self._max_len,
@@ -110,12 +151,8 @@ class EdgeTrial:
         feeds = [{**edge_feed([history], self._catalog), **switch} for history in self._histories[:_TIMED]]
         return _median_ms([functools.partial(run_session, session, ["item_ids"], feed) for feed in feeds])
 
-    def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """As Trial."""
-        return _embed(self._users, self.encoder, kinds)
 
-
-class ServerTrial:
+class ServerTrial(_Trial):
     """A model as files for `ipsrec score`; attributes and methods as Trial.
 
     Args:
@@ -137,18 +174,12 @@ class ServerTrial:
         max_len: int,
         validation: Histories,
     ) -> None:
-        self.encoder = _copy(encoder)
-        self.weights = storable_weights(self.encoder.graph)
-        drop_node_notes(self.encoder)
-        self._catalog, self._terms, self._top_k = catalog, history_terms, min(max(OVERLAPS), catalog.num_items)
-        self._users = _Users(validation, catalog, max_len=max_len)
-        self.targets = self._users.targets
+        super().__init__(_copy(encoder), catalog, history_terms, max_len=max_len, validation=validation)
+        self._top_k = min(max(OVERLAPS), catalog.num_items)
 
     def build(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
         """As Trial."""
-        proto = _copy(self.encoder)
-        store_weights(proto, kinds)
-        return proto
+        return self._stored(kinds)
 
     def lists(self, graph: bytes) -> Lists:
         """As Trial; items of the history are in them."""
@@ -170,10 +201,6 @@ class ServerTrial:
             self._retrieve(table, self._users.encode(session, range(user, user + 1)), history)
 
         return _median_ms([functools.partial(run, user) for user in range(min(_TIMED, len(self.targets)))])
-
-    def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """As Trial."""
-        return _embed(self._users, self.encoder, kinds)
 
     def _retrieve(self, table: Any, users: npt.NDArray[np.float32], history: History | None) -> Lists:
         found = retrieve(
@@ -242,22 +269,6 @@ class _Users:
         width = int(self._lengths[users].max())
         batch = (self._items[users, :width], self._providers[users, :width], self._lengths[users])
         return np.asarray(run_session(session, [output], dict(zip(INPUTS, batch, strict=True)))[0])
-
-
-def _embed(
-    users: _Users, encoder: onnx.ModelProto, kinds: Mapping[str, Kind]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """As Trial.embed."""
-    proto = _copy(encoder)
-    store_weights(proto, kinds)
-    (table,) = (one for one in encoder.graph.initializer if one.name == ITEM_EMBEDDINGS)
-    items = numpy_helper.to_array(table)
-    kind = kinds.get(ITEM_EMBEDDINGS, "fp32")
-    if kind == "int8":
-        items = quantize(items, (1,)).as_float32()
-    elif kind == "fp16":
-        items = as_half(items, name=ITEM_EMBEDDINGS).astype(np.float32)
-    return users.encode(_session(proto.SerializeToString()), range(min(VALIDATION_USERS, len(users.targets)))), items
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:
