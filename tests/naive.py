@@ -261,3 +261,25 @@ def quantize(weight: np.ndarray, inputs: tuple[int, ...]) -> tuple[np.ndarray, n
         if scale > 0:
             values[place] = min(127, max(-127, round(float(weight[place] / scale))))
     return values, scales
+
+
+def round_for_products(steps: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Whole numbers -127..127 for (n, D), row by row, the columns of the largest moment first.
+
+    After each column those that are left take the values that keep v . row as near as can be, over vectors v of this
+    second moment (a little damped): a least squares problem, solved anew.
+    """
+    size = len(moment)
+    damped = moment + 0.01 * np.trace(moment) / size * np.eye(size)
+    order = sorted(range(size), key=lambda column: -moment[column, column])
+    rounded = np.zeros(steps.shape, np.int8)
+    for row in range(len(steps)):
+        left = steps[row].astype(np.float64)
+        for place, column in enumerate(order):
+            whole = min(127, max(-127, round(left[column])))
+            rest = order[place + 1 :]
+            if rest:
+                lost = left[column] - whole
+                left[rest] += np.linalg.solve(damped[np.ix_(rest, rest)], damped[rest, column] * lost)
+            rounded[row, column] = whole
+    return rounded

@@ -11,12 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from test_export_graph import random_batch, run_graph
 from training_data import BASELINES, ITEMS, MAX_LEN, build_graph_once, exportable, kind_id
 
+from ipsrec_export import weight_storage
 from ipsrec_export.weight_storage import (
     SMALLEST,
     drop_node_notes,
     drop_output,
     groups_of,
     quantize,
+    second_moment,
     storable_weights,
     store_weights,
 )
@@ -49,6 +51,54 @@ def test_quantizing_is_the_naive_twins(rng, inputs):
     np.testing.assert_array_equal(found.scales, scales)
     assert found.scales.dtype == np.float16
     assert (np.abs(found.as_float32() - weight) <= 0.57 * found.scales.astype(np.float32)).all()
+
+
+def correlated(rng, num_vectors, dim=DIM):
+    """Vectors that vary in few directions much more than in others, as users do."""
+    return (rng.normal(size=(num_vectors, dim)) * 2.0 ** -np.arange(dim) @ rng.normal(size=(dim, dim))).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 40])
+def test_rounding_for_products_is_the_naive_twins(rng, monkeypatch, num_rows):
+    monkeypatch.setattr(weight_storage, "_ROUNDED_AT_ONCE", 7)
+    table = rng.normal(size=(num_rows, DIM)).astype(np.float32)
+    table[num_rows // 2] = 0
+    vectors = correlated(rng, 50)
+    met = second_moment(vectors)
+    np.testing.assert_allclose(met, sum(np.outer(v, v) for v in vectors.astype(np.float64)) / 50, rtol=1e-9)
+    found, nearest = quantize(table, (1,), met=met), quantize(table, (1,))
+    np.testing.assert_array_equal(found.scales, nearest.scales)
+    scales = np.where(found.scales > 0, found.scales, 1).astype(np.float32)
+    np.testing.assert_array_equal(found.values, naive.round_for_products(table / scales, met))
+    assert (found.values[num_rows // 2] == 0).all()
+
+
+def test_rounding_for_products_keeps_them_better_for_users_it_has_not_met(rng):
+    table, users = rng.normal(size=(500, DIM)).astype(np.float32), correlated(rng, 4_000)
+    met = second_moment(users[:2_000])
+    off = [
+        float(np.square(users[2_000:] @ (quantize(table, (1,), met=one).as_float32() - table).T).mean())
+        for one in (met, None)
+    ]
+    assert off[0] < 0.5 * off[1]
+
+
+@pytest.mark.parametrize("met", [np.zeros((DIM, DIM)), np.full((DIM, DIM), np.nan), np.diag([np.inf] * DIM)])
+def test_without_users_to_go_by_it_rounds_to_the_nearest(rng, met):
+    table = rng.normal(size=(5, DIM)).astype(np.float32)
+    np.testing.assert_array_equal(quantize(table, (1,), met=met).values, quantize(table, (1,)).values)
+    assert not second_moment(np.zeros((0, DIM), np.float32)).any()
+
+
+def test_the_graph_holds_the_table_that_was_rounded_for_users(rng):
+    proto, met = encoder_graph(), second_moment(correlated(rng, 30))
+    (table,) = (numpy_helper.to_array(one) for one in proto.graph.initializer if one.name == "item_embeddings")
+    store_weights(proto, {"item_embeddings": "int8"}, met={"item_embeddings": met})
+    found = run_graph(proto, ["item_embeddings"], *random_batch(rng, 3, MAX_LEN))[0]
+    np.testing.assert_array_equal(found, quantize(table, (1,), met=met).as_float32())
+    assert (found != quantize(table, (1,)).as_float32()).any()
 
 
 def test_zeros_stay_zeros_and_one_huge_value_costs_its_own_row_alone(rng):

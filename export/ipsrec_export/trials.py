@@ -25,6 +25,7 @@ from ipsrec_export.weight_storage import (
     drop_node_notes,
     drop_output,
     quantize,
+    second_moment,
     storable_weights,
     store_weights,
 )
@@ -73,23 +74,28 @@ class _Trial:
         self._catalog, self._terms, self._max_len = catalog, history_terms, max_len
         self._users = _Users(validation, catalog, max_len=max_len)
         self.targets = self._users.targets
+        self._user_vectors = self._users.encode(_session(encoder.SerializeToString()))
+        self._met = {ITEM_EMBEDDINGS: second_moment(self._user_vectors)}
 
     def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """As Trial."""
         (table,) = (one for one in self.encoder.graph.initializer if one.name == ITEM_EMBEDDINGS)
-        items = numpy_helper.to_array(table)
-        kind = kinds.get(ITEM_EMBEDDINGS, "fp32")
-        if kind == "int8":
-            items = quantize(items, (1,)).as_float32()
-        elif kind == "fp16":
-            items = as_half(items, name=ITEM_EMBEDDINGS).astype(np.float32)
+        items = self.items_as(kinds.get(ITEM_EMBEDDINGS, "fp32"), numpy_helper.to_array(table))
         users = range(min(VALIDATION_USERS, len(self.targets)))
         return self._users.encode(_session(self._stored(kinds).SerializeToString()), users), items
+
+    def items_as(self, kind: Kind, items: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What a file that stores the item table so makes of it, to the last bit."""
+        if kind == "int8":
+            return quantize(items, (1,), met=self._met[ITEM_EMBEDDINGS]).as_float32()
+        if kind == "fp16":
+            return as_half(items, name=ITEM_EMBEDDINGS).astype(np.float32)
+        return items
 
     def _stored(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
         """The encoder with its weights stored so."""
         encoder = _copy(self.encoder)
-        store_weights(encoder, kinds)
+        store_weights(encoder, kinds, met=self._met)
         return encoder
 
 
@@ -122,8 +128,7 @@ class EdgeTrial(_Trial):
         super().__init__(without_items, catalog, history_terms, max_len=max_len, validation=validation)
         self._rules = rules
         self._histories = self._users.raw_histories()
-        largest = np.abs(self._users.encode(_session(self.encoder.SerializeToString()))).max(initial=0)
-        self._largest_element = _HEADROOM * float(largest) or 1.0
+        self._largest_element = _HEADROOM * float(np.abs(self._user_vectors).max(initial=0)) or 1.0
 
     def build(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
         """As Trial."""
