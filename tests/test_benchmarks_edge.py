@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 from needed import skip_without
+from training_data import make_run
+
+from ipsrec_export.export import export
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [".", "kernels", "gpu", "train", "export", "experiment", "cli"]
 
 
-def _run(name: str, *options: str) -> dict[str, Any]:
+def _run(name: str, *options: str, tiny: bool = True) -> dict[str, Any]:
     path = os.pathsep.join(str(ROOT / folder) for folder in FOLDERS)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / name), "--tiny", *options],
+        [sys.executable, str(ROOT / "benchmarks" / name), *(["--tiny"] if tiny else []), *options],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -54,3 +57,12 @@ def test_every_precision_runs_and_fp32_gives_the_lists_of_torch(tmp_path: Path) 
     assert page.count("| 600 |") == 3 * len(ways) + 2  # and PyTorch
     if "node" not in ways:
         skip_without("Node or ONNX Runtime for Node is not installed (make javascript): Python alone was timed")
+
+
+def test_rounding_for_users_keeps_scores_and_lists_better(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    export(make_run(tmp_path), model)
+    found = _run("bench_edge_rounding.py", "--model", str(model), "--dataset", str(tmp_path / "dataset"), tiny=False)
+    nearest, for_users = found["nearest"], found["for users"]
+    assert found["users"] > 0 and 0 < for_users["score_error"] < nearest["score_error"]
+    assert 0 < for_users["top_10"] <= 1 and 0 < nearest["top_100"] <= 1
