@@ -21,6 +21,7 @@ _CANDIDATE: dict[str, type | tuple[type, ...]] = {
     "overlap_at_100": (int, float),
     "ndcg_at_10": (int, float),
     "ndcg_change": (int, float),
+    "ndcg_standard_error": (int, float),
     "passed": bool,
     "chosen": bool,
 }

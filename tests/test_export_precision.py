@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -109,6 +110,27 @@ def test_each_model_gets_smaller_and_its_lists_are_nearly_those_of_float32(kind,
         assert 0.9 < one.overlap_at_10 <= 1
         assert one.latency_ms > 0
         assert one.ndcg_change == pytest.approx(one.ndcg_at_10 / tried[0].ndcg_at_10 - 1)
+
+
+@both_profiles
+def test_the_error_of_a_change_is_that_of_the_users_own_changes(make):
+    trial = make(*trained())
+    _, _, (before, after) = choose_precision(trial, precision="int8", max_ndcg_drop=1)
+    kinds = {weight.name: "int8" for weight in trial.weights}
+    gains = []
+    for lists in (trial.lists(trial.build(stored).SerializeToString()) for stored in ({}, kinds)):
+        tops = [list(row[:10]) for row in lists]
+        gains.append(
+            [
+                1 / np.log2(top.index(target) + 2) if target in top else 0.0
+                for top, target in zip(tops, trial.targets, strict=True)
+            ]
+        )
+    users, level = len(trial.targets), statistics.fmean(gains[0])
+    assert before.ndcg_at_10 == pytest.approx(level) and before.ndcg_standard_error == 0
+    changes = [new - old for old, new in zip(*gains, strict=True)]
+    assert any(changes)
+    assert after.ndcg_standard_error == pytest.approx(statistics.pstdev(changes) / users**0.5 / level)
 
 
 @both_profiles

@@ -10,8 +10,11 @@ from rich.text import Text
 
 
 def precision_table(candidates: list[dict[str, Any]]) -> Group:
-    """A row for each candidate, as the model file stores them; a star is at the one that was chosen."""
-    figures = ("MB", "ms/user", "top-10", "top-100", "NDCG@10", "change", "passed")
+    """A row for each candidate, as the model file stores them; a star is at the one that was chosen.
+
+    +/- is the standard error of the change: what is smaller than two of it may be chance.
+    """
+    figures = ("MB", "ms/user", "top-10", "top-100", "NDCG@10", "change", "+/-", "passed")
     table = Table("", "precision", *figures, box=None, title="lists as shares of float32's", title_justify="left")
     kept: list[str] = []  # long, and for many candidates the same: a number stands for each
     for one in candidates:
@@ -26,6 +29,7 @@ def precision_table(candidates: list[dict[str, Any]]) -> Group:
             f"{one['overlap_at_100']:.4f}",
             f"{one['ndcg_at_10']:.4f}",
             f"{one['ndcg_change']:+.3%}",
+            f"{one['ndcg_standard_error']:.3%}",
             "yes" if one["passed"] else "no",
         )
     return Group(table, *(Text(f"[{number}] but for {groups}") for number, groups in enumerate(kept, start=1)))
