@@ -53,7 +53,10 @@ def map_in_order(
 
 @contextlib.contextmanager
 def ended(results: Generator[Result, None, None]) -> Iterator[None]:
-    """When the block is left, end the threads of map_in_order; wait for them unless the process is to stop."""
+    """When the block is left, end map_in_order, or a generator that gives what it gives in a block of its own.
+
+    Its threads are waited for unless the process is to stop: contextlib.closing would not say so to the generator.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:

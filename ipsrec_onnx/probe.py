@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import itertools
 import time
@@ -19,6 +20,7 @@ from ipsrec_onnx.job_folder import LocalJobFolder
 from ipsrec_onnx.machine_memory import peak_memory, resident_memory
 from ipsrec_onnx.memory_plan import ChunkPlan, MemoryBound
 from ipsrec_onnx.output_paths import LocalPaths
+from ipsrec_onnx.pipeline import ended
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_run import plan_run, score_named_chunk, score_parts
@@ -110,8 +112,9 @@ def probe_users(
     chosen = _choose(users, parts, cut, most_rows=most_rows, least=chunks.threads * (1 + _LEAST_ROUNDS))
     folder = LocalJobFolder(targets.candidates.with_name("job"), targets)
     outputs = ScoreOutputs(folder, chosen, schemas)
-    for _ in score_parts(users, rules, outputs, plan=cut, log=JobLog(show=False)):
-        pass
+    done = score_parts(users, rules, outputs, plan=cut, log=JobLog(show=False))
+    with ended(done):
+        collections.deque(done, maxlen=0)
     peak = peak_memory()
     steady_users, steady_s = steady_span(outputs.throughput.samples, at_once=chunks.threads)
     row_bytes, part_bytes, gather_s = _write_again(folder, chosen, schemas)

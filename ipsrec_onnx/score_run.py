@@ -71,8 +71,9 @@ def score_users(
         parts_done=len(outputs.done),
         users_done=counts.rows_in,
     )
+    done = score_parts(users, rules, outputs, plan=plan, log=log)
     with (
-        contextlib.closing(score_parts(users, rules, outputs, plan=plan, log=log)) as done,
+        ended(done),
         log.progress(users.num_rows, what="users", already=counts.rows_in, times=outputs.times) as advance,
     ):
         for written in done:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from model_files import write_model_file
+from test_onnx_scoring import random_users
 
+from ipsrec_onnx import score_run
 from ipsrec_onnx.pipeline import map_in_order
+from ipsrec_onnx.progress import JobLog
+from ipsrec_onnx.score_run import score_named_chunk
+from ipsrec_onnx.scored_chunk import ScoredChunk, ScoreRules
+from ipsrec_onnx.scoring import score
+from ipsrec_onnx.user_chunks import UserChunk
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -93,3 +107,38 @@ def test_the_first_exception_ends_every_thread(where: str) -> None:
             results.close()
     assert len(started) < 20
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ipsrec")]
+
+
+@pytest.mark.parametrize("stop", [SystemExit(143), KeyboardInterrupt()], ids=["terminated", "interrupted"])
+def test_a_stop_while_a_job_counts_waits_for_no_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    """A signal may come at any line of the caller's thread: here between two results, where no generator is at work."""
+    model = write_model_file(tmp_path / "model.onnx")
+    pq.write_table(random_users(model, np.random.default_rng(3), 900), tmp_path / "users.parquet")
+    numbers, go_on = itertools.count(), threading.Event()
+
+    def busy(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
+        if next(numbers):
+            go_on.wait()
+        return score_named_chunk(chunk, rules)
+
+    @contextlib.contextmanager
+    def stopping(*args: Any, **options: Any) -> Iterator[Callable[[int], None]]:
+        def advance(users: int) -> None:
+            raise stop
+
+        yield advance
+
+    monkeypatch.setattr(score_run, "CHUNK_ROWS", 128)
+    monkeypatch.setattr(score_run, "score_named_chunk", busy)
+    monkeypatch.setattr(JobLog, "progress", stopping)
+    last = threading.Timer(30.0, go_on.set)  # a stop that waits for the chunks fails, and does not hang
+    last.start()
+    try:
+        with pytest.raises(type(stop)):
+            score(model.path, tmp_path / "users.parquet", tmp_path / "o.parquet", threads=2)
+        assert not go_on.is_set()
+    finally:
+        last.cancel()
+        go_on.set()
