@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from ipsrec_onnx.worker_threads import Outcome, WorkerThreads, outcome_of
 
 Label = TypeVar("Label")
 Result = TypeVar("Result")
@@ -26,18 +30,69 @@ class Step(Generic[Label, Result]):
     tasks: list[tuple[int, Callable[[], Result]]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Running(Generic[Label, Result]):
-    """A step whose tasks the lanes have; it does not hold them, so that what is written is let go."""
+    """A step whose tasks the lanes have; it does not hold them, so that what is written is let go.
+
+    Attributes:
+        label: of the step.
+        tasks: how many it has.
+        outcomes: of those that are done, by their place in it.
+    """
 
     label: Label
-    results: list[Future[Result]]
+    tasks: int
+    outcomes: dict[int, Outcome[Result]] = field(default_factory=dict)
 
     def done(self) -> bool:
-        return all(result.done() for result in self.results)
+        return len(self.outcomes) == self.tasks
 
     def failed(self) -> bool:
-        return any(result.done() and result.exception() is not None for result in self.results)
+        return any(outcome.error is not None for outcome in self.outcomes.values())
+
+    def results(self) -> list[Result]:
+        """Of all tasks, or the error of the first that has failed."""
+        return [self.outcomes[place].result() for place in range(self.tasks)]
+
+
+class _Steps(Generic[Label, Result]):
+    """Steps in flight, in order; what the lanes have done is looked at in the caller's thread alone."""
+
+    def __init__(self) -> None:
+        self.running: list[_Running[Label, Result]] = []
+        self._done: SimpleQueue[tuple[_Running[Label, Result], int, Outcome[Result]]] = SimpleQueue()
+
+    def begin(self, step: Step[Label, Result], threads: list[WorkerThreads]) -> None:
+        """Give the tasks of a step to their lanes."""
+        running: _Running[Label, Result] = _Running(step.label, len(step.tasks))
+        self.running.append(running)
+        for place, (lane, task) in enumerate(step.tasks):
+            threads[lane].call(functools.partial(self._do, running, place, task))
+
+    def finished(self, *, most: int) -> Iterator[tuple[Label, list[Result]]]:
+        """Take out what is done until no more than `most` are left; once one failed, in order up to the first such."""
+        while True:
+            with contextlib.suppress(Empty):
+                while True:
+                    self._note(*self._done.get_nowait())
+            in_order = any(step.failed() for step in self.running)
+            for step in list(self.running):
+                while in_order and not step.done():
+                    self._note(*self._done.get())
+                if step.done():
+                    results = step.results()  # a step that has failed stays, for it comes first whoever asks again
+                    self.running.remove(step)
+                    yield step.label, results
+            if len(self.running) <= most:
+                return
+            self._note(*self._done.get())
+
+    def _do(self, running: _Running[Label, Result], place: int, task: Callable[[], Result]) -> None:
+        self._done.put((running, place, outcome_of(task)))
+
+    @staticmethod
+    def _note(running: _Running[Label, Result], place: int, outcome: Outcome[Any]) -> None:
+        running.outcomes[place] = outcome
 
 
 def do_steps(
@@ -59,34 +114,20 @@ def do_steps(
             done by then. Tasks that have not begun are dropped, and every thread has ended when an exception arrives,
             KeyboardInterrupt and SystemExit among them.
     """
-    threads = [ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME) for _ in range(lanes)]
-    running: list[_Running[Label, Result]] = []
+    threads = [WorkerThreads(1, name=THREAD_NAME) for _ in range(lanes)]
+    in_flight: _Steps[Label, Result] = _Steps()
     try:
         try:
             for step in steps:
-                running.append(_Running(step.label, [threads[lane].submit(task) for lane, task in step.tasks]))
+                in_flight.begin(step, threads)
                 del step  # it would hold its tasks while the next step is waited for
-                yield from _finished(running, most=most - 1)
+                yield from in_flight.finished(most=most - 1)
         except Exception:
-            yield from _finished(running, most=0)  # where one of them fails, it comes before what brought us here
+            yield from in_flight.finished(most=0)  # where one of them fails, it comes before what brought us here
             raise
-        yield from _finished(running, most=0)
+        yield from in_flight.finished(most=0)
     finally:
         for thread in threads:
-            thread.shutdown(wait=False, cancel_futures=True)
+            thread.stop()
         for thread in threads:
-            thread.shutdown()
-
-
-def _finished(running: list[_Running[Label, Result]], *, most: int) -> Iterator[tuple[Label, list[Result]]]:
-    """Take out what is done until no more than `most` are left; once one has failed, in order up to the first such."""
-    while True:
-        in_order = any(step.failed() for step in running)
-        for step in list(running):
-            if in_order or step.done():
-                results = [result.result() for result in step.results]
-                running.remove(step)
-                yield step.label, results
-        if len(running) <= most:
-            return
-        wait([result for step in running for result in step.results if not result.done()], return_when=FIRST_COMPLETED)
+            thread.join()

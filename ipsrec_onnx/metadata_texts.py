@@ -21,7 +21,7 @@ _CANDIDATE: dict[str, type | tuple[type, ...]] = {
     "overlap_at_100": (int, float),
     "ndcg_at_10": (int, float),
     "ndcg_change": (int, float),
-    "ndcg_standard_error": (int, float),
+    "ndcg_change_error": (int, float, type(None)),
     "passed": bool,
     "chosen": bool,
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TypeVar
+
+from ipsrec_onnx.worker_threads import Outcome, WorkerThreads, outcome_of
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
@@ -35,20 +38,22 @@ def map_in_order(
             and SystemExit, after which threads end with the chunk that they have.
     """
     most = _WAITING_PER_THREAD * threads if waiting is None else waiting
-    futures: deque[Future[Result]] = deque()
-    workers, stopped = ThreadPoolExecutor(threads, thread_name_prefix=THREAD_NAME), False
+    slots: deque[SimpleQueue[Outcome[Result]]] = deque()
+    workers, stopped = WorkerThreads(threads, name=THREAD_NAME), False
     try:
-        for result in _submit_all(function, chunks, workers=workers):
-            futures.append(result)
-            if len(futures) > most:
-                yield futures.popleft().result()
-        while futures:
-            yield futures.popleft().result()
+        for slot in _submit_all(function, chunks, workers=workers):
+            slots.append(slot)
+            if len(slots) > most:
+                yield slots.popleft().get().result()
+        while slots:
+            yield slots.popleft().get().result()
     except (KeyboardInterrupt, SystemExit):
         stopped = True  # a chunk may take seconds, and nothing of it would be kept
         raise
     finally:
-        workers.shutdown(wait=not stopped, cancel_futures=True)
+        workers.stop()
+        if not stopped:
+            workers.join()
 
 
 @contextlib.contextmanager
@@ -66,13 +71,20 @@ def ended(results: Generator[Result, None, None]) -> Iterator[None]:
 
 
 def _submit_all(
-    function: Callable[[Chunk], Result], chunks: Iterable[Chunk], *, workers: ThreadPoolExecutor
-) -> Iterator[Future[Result]]:
-    """Give a future for each chunk; where reading fails, one more that fails so, for it waits its turn like a chunk."""
+    function: Callable[[Chunk], Result], chunks: Iterable[Chunk], *, workers: WorkerThreads
+) -> Iterator[SimpleQueue[Outcome[Result]]]:
+    """Give a place for each chunk's outcome; where reading fails, one with the error, which waits its turn, too."""
     try:
         for chunk in chunks:
-            yield workers.submit(function, chunk)
+            slot: SimpleQueue[Outcome[Result]] = SimpleQueue()
+            workers.call(functools.partial(_do, function, chunk, slot))
+            del chunk  # the worker's now
+            yield slot
     except Exception as error:
-        failed: Future[Result] = Future()
-        failed.set_exception(error)
+        failed: SimpleQueue[Outcome[Result]] = SimpleQueue()
+        failed.put(Outcome(error=error))
         yield failed
+
+
+def _do(function: Callable[[Chunk], Result], chunk: Chunk, slot: SimpleQueue[Outcome[Result]]) -> None:
+    slot.put(outcome_of(functools.partial(function, chunk)))

@@ -49,7 +49,7 @@ def steady_span(samples: list[tuple[float, int]], *, at_once: int) -> tuple[floa
     Returns:
         users: a part of one is possible.
         seconds: that they took.
-        Both from the very start to the end where no thread has done two chunks.
+        Both from the very start to the end where there are fewer than two chunks a thread.
     """
     done = np.array(samples, np.float64)
     if len(samples) <= 2 * at_once:

@@ -267,11 +267,9 @@ def round_for_products(steps: np.ndarray, moment: np.ndarray) -> np.ndarray:
     """Whole numbers -127..127 for (n, D), row by row, the columns of the largest moment first.
 
     After each column those that are left take the values that keep v . row as near as can be, over vectors v of this
-    second moment (a little damped): a least squares problem, solved anew.
+    second moment: a least squares problem, solved anew.
     """
-    size = len(moment)
-    damped = moment + 0.01 * np.trace(moment) / size * np.eye(size)
-    order = sorted(range(size), key=lambda column: -moment[column, column])
+    order = sorted(range(len(moment)), key=lambda column: -moment[column, column])
     rounded = np.zeros(steps.shape, np.int8)
     for row in range(len(steps)):
         left = steps[row].astype(np.float64)
@@ -280,6 +278,6 @@ def round_for_products(steps: np.ndarray, moment: np.ndarray) -> np.ndarray:
             rest = order[place + 1 :]
             if rest:
                 lost = left[column] - whole
-                left[rest] += np.linalg.solve(damped[np.ix_(rest, rest)], damped[rest, column] * lost)
+                left[rest] += np.linalg.solve(moment[np.ix_(rest, rest)], moment[rest, column] * lost)
             rounded[row, column] = whole
     return rounded

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from model_files import write_model_file
-from training_data import build_graph_once, make_run
+from training_data import ITEMS, build_graph_once, make_run
 
 from ipsrec_cli.main import main
 from ipsrec_export import edge as edge_module
@@ -22,6 +22,7 @@ from ipsrec_export.edge_gate import edge_lists, edge_users, run_edge_gate
 from ipsrec_export.edge_graph import EdgeRules, build_edge_graph
 from ipsrec_export.export import export
 from ipsrec_export.precision import choose_precision
+from ipsrec_export.weight_storage import SMALLEST
 from ipsrec_onnx import Scorer
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.edge_file import open_edge_file
@@ -221,6 +222,17 @@ def test_a_servers_file_in_int8_is_scored_with(tmp_path: Path, trained: Path, pr
     ids = opened.catalog.item_ids.to_pylist()
     lists = [Scorer(tmp_path / name, top_k=20).score_one(ids[:5]).item_ids for name in ("fp32.onnx", "int8.onnx")]
     assert len(set(lists[0]) & set(lists[1])) >= 15
+
+
+def test_a_table_that_is_too_small_for_int8_stays_as_it_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path, dim=4)
+    assert (ITEMS + 1) * 4 < SMALLEST
+    tables = []
+    for precision in ("fp32", "int8"):
+        drop = None if precision == "fp32" else 1.0
+        export(run, tmp_path / f"{precision}.onnx", precision=precision, max_ndcg_drop=drop)
+        tables.append(open_model_file(tmp_path / f"{precision}.onnx").item_embeddings)
+    np.testing.assert_array_equal(*tables)
 
 
 def test_a_servers_file_has_a_program_in_python_alone(server: Path, capfd: pytest.CaptureFixture[str]) -> None:

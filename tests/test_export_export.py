@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from training_data import MAX_LEN, build_graph_once, make_dataset, make_run
 
 from ipsrec_export import export as module
-from ipsrec_export import external_data
+from ipsrec_export import external_data, weight_storage
 from ipsrec_export.export import export
 from ipsrec_onnx.catalog import catalog_to_table, table_from_text, table_to_text
 from ipsrec_onnx.dataset import open_dataset
 from ipsrec_onnx.errors import DataError, ModelFileError
 from ipsrec_onnx.model_file import open_model_file
 from ipsrec_onnx.onnx_proto import external_data_files
+from ipsrec_onnx.onnx_rewrite import INT8
 from ipsrec_train.batches import load_histories
 from ipsrec_train.run import load_model, open_run
 
@@ -311,6 +312,35 @@ def test_a_file_that_holds_anything_else_than_the_run_is_refused(trained, tmp_pa
     monkeypatch.setattr(module, "add_metadata", add_wrong)
     with pytest.raises(ModelFileError, match=f"export: {what} in the file differ from those of the run"):
         export(trained, tmp_path / "model.onnx")
+    assert names(tmp_path) == []
+
+
+def wrong_int8_table(proto):
+    table = next(tensor for tensor in proto.graph.initializer if tensor.name == "item_embeddings" + INT8)
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[-1, -1] -= np.sign(values[-1, -1]) or 1
+    table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+
+
+def test_an_int8_table_that_is_not_the_one_that_was_tried_is_refused(trained, tmp_path, monkeypatch):
+    real = module.add_metadata
+
+    def add_wrong(proto, **parts):
+        real(proto, **parts)
+        wrong_int8_table(proto)
+
+    monkeypatch.setattr(module, "add_metadata", add_wrong)
+    with pytest.raises(ModelFileError, match="item_embeddings in the file differ from those of the run"):
+        export(trained, tmp_path / "model.onnx", precision="int8", max_ndcg_drop=1)
+    assert names(tmp_path) == []
+
+
+def test_an_int8_table_that_is_rounded_wrongly_is_refused(trained, tmp_path, monkeypatch):
+    """Though the file holds what rounding gave."""
+    real = weight_storage._round_for_products
+    monkeypatch.setattr(weight_storage, "_round_for_products", lambda steps, met: np.roll(real(steps, met), 1, axis=1))
+    with pytest.raises(ModelFileError, match="item_embeddings in the file differ from those of the run"):
+        export(trained, tmp_path / "model.onnx", precision="int8", max_ndcg_drop=1)
     assert names(tmp_path) == []
 
 

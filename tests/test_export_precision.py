@@ -127,10 +127,10 @@ def test_the_error_of_a_change_is_that_of_the_users_own_changes(make):
             ]
         )
     users, level = len(trial.targets), statistics.fmean(gains[0])
-    assert before.ndcg_at_10 == pytest.approx(level) and before.ndcg_standard_error == 0
+    assert before.ndcg_at_10 == pytest.approx(level) and before.ndcg_change_error == 0
     changes = [new - old for old, new in zip(*gains, strict=True)]
     assert any(changes)
-    assert after.ndcg_standard_error == pytest.approx(statistics.pstdev(changes) / users**0.5 / level)
+    assert after.ndcg_change_error == pytest.approx(statistics.stdev(changes) / users**0.5 / level)
 
 
 @both_profiles

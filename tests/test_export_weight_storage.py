@@ -67,7 +67,9 @@ def test_rounding_for_products_is_the_naive_twins(rng, monkeypatch, num_rows):
     table[num_rows // 2] = 0
     vectors = correlated(rng, 50)
     met = second_moment(vectors)
-    np.testing.assert_allclose(met, sum(np.outer(v, v) for v in vectors.astype(np.float64)) / 50, rtol=1e-9)
+    plain = sum(np.outer(v, v) for v in vectors.astype(np.float64)) / 50
+    damping = (0.01 + 0.3 * DIM / 50) * sum(plain[d, d] for d in range(DIM)) / DIM
+    np.testing.assert_allclose(met, plain + damping * np.eye(DIM), rtol=1e-9)
     found, nearest = quantize(table, (1,), met=met), quantize(table, (1,))
     np.testing.assert_array_equal(found.scales, nearest.scales)
     scales = np.where(found.scales > 0, found.scales, 1).astype(np.float32)
@@ -75,14 +77,30 @@ def test_rounding_for_products_is_the_naive_twins(rng, monkeypatch, num_rows):
     assert (found.values[num_rows // 2] == 0).all()
 
 
-def test_rounding_for_products_keeps_them_better_for_users_it_has_not_met(rng):
+def off_by(table, users, met):
+    """Mean square of what rounding makes of the users' products with the rows."""
+    return float(np.square(users @ (quantize(table, (1,), met=met).as_float32() - table).T).mean())
+
+
+@pytest.mark.parametrize(("num_met", "share"), [(1, 0.9), (DIM, 0.6), (2_000, 0.5)])
+def test_rounding_for_products_keeps_them_better_for_users_it_has_not_met(rng, num_met, share):
     table, users = rng.normal(size=(500, DIM)).astype(np.float32), correlated(rng, 4_000)
-    met = second_moment(users[:2_000])
-    off = [
-        float(np.square(users[2_000:] @ (quantize(table, (1,), met=one).as_float32() - table).T).mean())
-        for one in (met, None)
-    ]
-    assert off[0] < 0.5 * off[1]
+    met = second_moment(users[:num_met])
+    assert off_by(table, users[2_000:], met) < share * off_by(table, users[2_000:], None)
+
+
+@pytest.mark.parametrize("num_met", [1, 8, DIM, 4 * DIM, 2_000])
+def test_even_users_lose_little_by_being_few(rng, num_met):
+    """Nothing can be won for them; what is learned from a few must not do much harm to the others."""
+    table, users = (rng.normal(size=(size, DIM)).astype(np.float32) for size in (500, 4_000))
+    met = second_moment(users[:num_met])
+    assert off_by(table, users[2_000:], met) < 1.5 * off_by(table, users[2_000:], None)
+
+
+@pytest.mark.parametrize(("inputs", "shape"), [((0,), (DIM, DIM)), ((1,), (5, 5))])
+def test_a_moment_that_is_not_of_the_rows_is_refused(rng, inputs, shape):
+    with pytest.raises(ValueError, match="expected one of rows"):
+        quantize(rng.normal(size=(DIM + 1, DIM)).astype(np.float32), inputs, met=np.eye(*shape))
 
 
 @pytest.mark.parametrize("met", [np.zeros((DIM, DIM)), np.full((DIM, DIM), np.nan), np.diag([np.inf] * DIM)])
@@ -95,9 +113,10 @@ def test_without_users_to_go_by_it_rounds_to_the_nearest(rng, met):
 def test_the_graph_holds_the_table_that_was_rounded_for_users(rng):
     proto, met = encoder_graph(), second_moment(correlated(rng, 30))
     (table,) = (numpy_helper.to_array(one) for one in proto.graph.initializer if one.name == "item_embeddings")
-    store_weights(proto, {"item_embeddings": "int8"}, met={"item_embeddings": met})
+    rounded = quantize(table, (1,), met=met)
+    store_weights(proto, {"item_embeddings": "int8"}, rounded={"item_embeddings": rounded})
     found = run_graph(proto, ["item_embeddings"], *random_batch(rng, 3, MAX_LEN))[0]
-    np.testing.assert_array_equal(found, quantize(table, (1,), met=met).as_float32())
+    np.testing.assert_array_equal(found, rounded.as_float32())
     assert (found != quantize(table, (1,)).as_float32()).any()
 
 

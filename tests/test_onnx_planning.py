@@ -105,23 +105,46 @@ class _Clock:
 def test_the_first_chunk_is_start_up_and_no_speed(
     tmp_path: Path, model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user takes three milliseconds, and the very first chunk a second more."""
+    """A user takes ten milliseconds, and the very first chunk a second more."""
     pq.write_table(random_users(model, np.random.default_rng(6), 3_000), tmp_path / "u.parquet", row_group_size=1_500)
     plan(model.path, tmp_path / "u.parquet", top_k=5, threads=1)  # compiles what is not, which takes real seconds
     clock, lasts = _Clock(), itertools.chain([1.0], itertools.repeat(0.0))
 
     def slow(chunk: Any, rules: Any) -> Any:
-        clock.now += next(lasts) + 0.003 * chunk.rows.num_rows
+        clock.now += next(lasts) + 0.01 * chunk.rows.num_rows
         return score_named_chunk(chunk, rules)
 
     monkeypatch.setattr(probe, "time", clock)
     monkeypatch.setattr(probe, "score_named_chunk", slow)
+    monkeypatch.setattr(probe, "_LEAST_ROWS", 1)
     planned = plan(model.path, tmp_path / "u.parquet", top_k=5, threads=1)
     assert planned.probe is not None
     assert planned.probe.first_s == pytest.approx(1.0)
     assert planned.here.start_s > 1.0
-    # Two seconds in four rounds are fewer users than a chunk has at least.
-    assert planned.probe.chunk_rows == min(probe._LEAST_ROWS, planned.probe.chunks.rows)
+    assert planned.probe.chunk_rows == 50  # two seconds in four rounds, at 100 users a second
+
+
+def test_the_speed_is_that_of_all_threads_over_the_chunks_that_were_probed(
+    tmp_path: Path, model: TinyModel, users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[tuple[float, int]], int]] = []
+
+    def span(samples: list[tuple[float, int]], *, at_once: int) -> tuple[float, float]:
+        asked.append((list(samples), at_once))
+        return 700.0, 7.0
+
+    monkeypatch.setattr(probe, "steady_span", span)
+    planned = plan(model.path, users, top_k=5, threads=3, workers=2, part_rows=2_000)
+    ((samples, at_once),) = asked
+    assert at_once == 3 and samples[0] == (0.0, 0) and len(samples) > 3 * 3
+    assert [done for _, done in samples] == sorted({done for _, done in samples})
+    assert samples[-1][1] <= 4_000 and samples[-1][0] > 0
+    assert planned.probe is not None and planned.cluster is not None
+    assert planned.probe.users_per_s == 100.0
+    assert planned.here.loop_s == pytest.approx(planning._loop_s(planned.probe, 4_000, planned.probe.chunks.rows))
+    assert planned.cluster.loop_s == pytest.approx(
+        planning._loop_s(planned.probe, 2_000, planned.probe.part_chunk_rows), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -230,7 +253,7 @@ def test_workers_take_the_next_part_when_they_are_free(workers: int, loop_s: flo
     parts = [UserPart(0, 0, rows) for rows in (300, 300, 150, 300)]
     found = planning._cluster(parts_probe(100.0), parts, 1.0, 2.0, as_folder=True, workers=workers)
     assert (found.loop_s, found.finish_s) == (loop_s, 0.0)
-    assert found.start_s == 1.0 + 1.0 + 2.0 + 0.25
+    assert found.start_s == planning._RAY_S + 1.0 + 1.0 + 2.0 + 0.25
     assert found.output_bytes == 10 * 1050 + 3 * 4
     one_file = planning._cluster(parts_probe(100.0), parts, 1.0, 2.0, as_folder=False, workers=workers)
     assert one_file.finish_s == pytest.approx(1.05) and one_file.output_bytes == 10 * 1050 + 3

@@ -153,10 +153,10 @@ def exportable(
     return make_model(name, small_settings(variant, model=name, **changes))
 
 
-def make_run(folder: Path) -> Path:
+def make_run(folder: Path, *, dim: int = 8) -> Path:
     """A dataset and a run of it, folder/dataset and folder/run; the same weights at every call."""
     dataset = make_dataset(folder, np.random.default_rng(4))
-    settings = small_settings(dim=8)
+    settings = small_settings(dim=dim)
     train(dataset, folder / "run", settings=settings, training=small_training(epochs=2), threads=1, quiet=True)
     return folder / "run"
 

@@ -29,7 +29,7 @@ def precision_table(candidates: list[dict[str, Any]]) -> Group:
             f"{one['overlap_at_100']:.4f}",
             f"{one['ndcg_at_10']:.4f}",
             f"{one['ndcg_change']:+.3%}",
-            f"{one['ndcg_standard_error']:.3%}",
+            "-" if one["ndcg_change_error"] is None else f"{one['ndcg_change_error']:.3%}",
             "yes" if one["passed"] else "no",
         )
     return Group(table, *(Text(f"[{number}] but for {groups}") for number, groups in enumerate(kept, start=1)))

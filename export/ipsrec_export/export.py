@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +17,9 @@ from ipsrec_export.edge_gate import EdgeGateReport
 from ipsrec_export.edge_graph import EdgeRules
 from ipsrec_export.external_data import no_orphaned_data, refuse_beyond_one_file, remove_with_data, write_graph
 from ipsrec_export.gate import BOUNDS, GateReport, run_gate
-from ipsrec_export.graph import INPUTS, ITEM_EMBEDDINGS, USER_EMBEDDING, build_graph, build_lean_graph
+from ipsrec_export.graph import INPUTS, USER_EMBEDDING, build_graph, build_lean_graph
 from ipsrec_export.metadata import NOT_GATED, add_metadata, set_gate
-from ipsrec_export.precision import MAX_NDCG_DROP, PrecisionChoice, PrecisionReport, choose_precision
+from ipsrec_export.precision import MAX_NDCG_DROP, PrecisionChoice, PrecisionReport, choose_precision, kinds_of
 from ipsrec_export.trials import ServerTrial
 from ipsrec_export.weight_names import weight_names
 from ipsrec_export.weight_storage import drop_node_notes
@@ -155,13 +154,13 @@ def _write_server_file(
     terms = history_terms(model)
     proto = build_lean_graph(model) if precision == "fp16" else build_graph(model)
     stored: Precision = "fp16" if precision == "fp16" else "fp32"
-    tried = items_as = None
+    tried = items = None
     if precision in ("int8", "auto"):
         refuse_beyond_one_file(proto)
         trial = ServerTrial(proto, catalog, terms, max_len=model.settings.max_len, validation=validation)
         proto, chosen, candidates = choose_precision(trial, precision=precision, max_ndcg_drop=max_ndcg_drop)
         stored, tried = chosen.precision, PrecisionReport(chosen, candidates)
-        items_as = functools.partial(trial.items_as, chosen.kept.get(ITEM_EMBEDDINGS, chosen.precision))
+        items = trial.items_as(kinds_of(trial.weights, chosen.precision, chosen.kept))
     weights = weight_names(model.encoder, proto.graph) if stored == "fp32" else None
     if not is_draft:
         drop_node_notes(proto)
@@ -179,7 +178,7 @@ def _write_server_file(
     )
     write_graph(proto, draft)
     written = read_model_file(draft)
-    refuse_other_contents(written, model, catalog, stored=items_as)
+    refuse_other_contents(written, model, catalog, items=items)
     exported = Exported(
         _encoder(written), written.item_embeddings, written.catalog.item_provider, written.history_terms
     )

@@ -7,7 +7,7 @@ caller's word. So with few users a single target that falls by one place can be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -70,7 +70,7 @@ class Candidate:
         overlap_at_100: the same of the top 100.
         ndcg_at_10: of the validation users, as they would get the lists.
         ndcg_change: of that from float32's, relative; negative is worse.
-        ndcg_standard_error: of the change, over the users, relative: what chance makes of it.
+        ndcg_change_error: standard error of the change, over the users, relative; None for fewer than two.
         passed: it is no worse than the bound allows.
     """
 
@@ -82,7 +82,7 @@ class Candidate:
     overlap_at_100: float
     ndcg_at_10: float
     ndcg_change: float
-    ndcg_standard_error: float
+    ndcg_change_error: float | None
     passed: bool
 
     def as_metadata(self) -> dict[str, Any]:
@@ -140,7 +140,12 @@ def choose_precision(
         chosen = search.attempt(precision)
         if not chosen.passed:
             raise ModelFileError(_refusal(chosen, search))
-    return trial.build(search.kinds(chosen.precision, chosen.kept)), chosen, search.tried
+    return trial.build(kinds_of(trial.weights, chosen.precision, chosen.kept)), chosen, search.tried
+
+
+def kinds_of(weights: Iterable[StoredWeight], precision: Kind, kept: Mapping[str, Kind]) -> dict[str, Kind]:
+    """How a candidate stores each weight, by name; kept as Candidate has it."""
+    return {weight.name: kept.get(weight.group, precision) for weight in weights}
 
 
 class _Search:
@@ -206,17 +211,13 @@ class _Search:
             harm[group] = float(np.mean(moved.std(1) / apart))
         return sorted(harm, key=lambda group: -harm[group])
 
-    def kinds(self, precision: Kind, kept: Mapping[str, Kind]) -> dict[str, Kind]:
-        """How each weight is stored, by name."""
-        return {name: kept.get(group, precision) for group, names in self.groups.items() for name in names}
-
     def _enough(self, kept: Mapping[str, Kind]) -> bool:
         """Try int8 with some groups kept: is there no need to go on?"""
         found = self.attempt("int8", kept)
         return found.passed or found.bytes >= min(one.bytes for one in self.tried if one.passed)
 
     def _graph(self, precision: Kind, kept: Mapping[str, Kind]) -> bytes:
-        graph: bytes = self.trial.build(self.kinds(precision, kept)).SerializeToString()
+        graph: bytes = self.trial.build(kinds_of(self.trial.weights, precision, kept)).SerializeToString()
         return graph
 
     def _judge(
@@ -236,7 +237,7 @@ class _Search:
             overlap_at_100=_overlap(self.lists, lists, last),
             ndcg_at_10=ndcg,
             ndcg_change=change,
-            ndcg_standard_error=float(changes.std() / np.sqrt(len(changes))) if len(changes) else 0.0,
+            ndcg_change_error=float(changes.std(ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else None,
             passed=(self.is_known or not self.tried) and change >= -self.max_ndcg_drop,
         )
         self.tried.append(candidate)
@@ -278,14 +279,14 @@ def _overlap(before: Lists, after: Lists, top_k: int) -> float:
 
 def _refusal(found: Candidate, search: _Search) -> str:
     users = len(search.trial.targets)
+    chance = "" if found.ndcg_change_error is None else f" +/- {found.ndcg_change_error:.2%}"
     asked = f"export: --precision {found.precision} is not good enough, so no file is written: "
     if search.baseline.ndcg_at_10 == 0:
         return (
             f"{asked}none of {users} validation users has the target in float32's top 10; export with --precision fp32"
         )
     return (
-        f"{asked}NDCG@10 {search.baseline.ndcg_at_10:.4f} -> {found.ndcg_at_10:.4f} ({found.ndcg_change:+.2%} +/- "
-        f"{found.ndcg_standard_error:.2%}, at most -{search.max_ndcg_drop:.2%}), top-10 overlap "
-        f"{found.overlap_at_10:.4f} ({users} validation users); export with --precision auto, or with a larger "
-        "--max-ndcg-drop"
+        f"{asked}NDCG@10 {search.baseline.ndcg_at_10:.4f} -> {found.ndcg_at_10:.4f} ({found.ndcg_change:+.2%}{chance}, "
+        f"at most -{search.max_ndcg_drop:.2%}), top-10 overlap {found.overlap_at_10:.4f} ({users} validation users); "
+        "export with --precision auto, or with a larger --max-ndcg-drop"
     )

@@ -22,6 +22,7 @@ from ipsrec_export.precision import OVERLAPS, Lists
 from ipsrec_export.validation_users import ValidationUsers
 from ipsrec_export.weight_storage import (
     Kind,
+    QuantizedRows,
     as_half,
     drop_node_notes,
     drop_output,
@@ -71,27 +72,34 @@ class _Trial:
         self._users = ValidationUsers(validation, catalog, max_len=max_len)
         self.targets = self._users.targets
         self._user_vectors = self._users.encode(_session(encoder.SerializeToString()))
-        self._met = {ITEM_EMBEDDINGS: second_moment(self._user_vectors)}
 
     def embed(self, kinds: Mapping[str, Kind]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """As Trial."""
-        (table,) = (one for one in self.encoder.graph.initializer if one.name == ITEM_EMBEDDINGS)
-        items = self.items_as(kinds.get(ITEM_EMBEDDINGS, "fp32"), numpy_helper.to_array(table))
         users = range(min(VALIDATION_USERS, len(self.targets)))
-        return self._users.encode(_session(self._stored(kinds).SerializeToString()), users), items
+        return self._users.encode(_session(self._stored(kinds).SerializeToString()), users), self.items_as(kinds)
 
-    def items_as(self, kind: Kind, items: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """What a file that stores the item table so makes of it, to the last bit."""
+    def items_as(self, kinds: Mapping[str, Kind]) -> npt.NDArray[np.float32]:
+        """(num_items + 1, D) float32, what a file that stores its weights so holds of the items, to the last bit."""
+        kind = kinds.get(ITEM_EMBEDDINGS, "fp32")
         if kind == "int8":
-            return quantize(items, (1,), met=self._met[ITEM_EMBEDDINGS]).as_float32()
-        if kind == "fp16":
-            return as_half(items, name=ITEM_EMBEDDINGS).astype(np.float32)
-        return items
+            return self._rounded_items.as_float32()
+        return as_half(self._items, name=ITEM_EMBEDDINGS).astype(np.float32) if kind == "fp16" else self._items
+
+    @functools.cached_property
+    def _items(self) -> npt.NDArray[np.float32]:
+        (table,) = (one for one in self.encoder.graph.initializer if one.name == ITEM_EMBEDDINGS)
+        return np.asarray(numpy_helper.to_array(table))
+
+    @functools.cached_property
+    def _rounded_items(self) -> QuantizedRows:
+        """Rounded for the vectors that float32 gives; with this table as their input, they come out a little others."""
+        return quantize(self._items, (1,), name=ITEM_EMBEDDINGS, met=second_moment(self._user_vectors))
 
     def _stored(self, kinds: Mapping[str, Kind]) -> onnx.ModelProto:
         """The encoder with its weights stored so."""
         encoder = _copy(self.encoder)
-        store_weights(encoder, kinds, met=self._met)
+        in_int8 = kinds.get(ITEM_EMBEDDINGS) == "int8"
+        store_weights(encoder, kinds, rounded={ITEM_EMBEDDINGS: self._rounded_items} if in_int8 else None)
         return encoder
 
 
