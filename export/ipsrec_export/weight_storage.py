@@ -28,7 +28,9 @@ LARGEST_INT8: Final = 127
 SMALLEST: Final = 256  # elements; below it the nodes take what the bytes give
 # Added to every item of a history, they do more harm in int8 than any layer, and are 10 kB of a file.
 _POSITIONS: Final = "position"
-_DAMPING: Final = 0.01  # GPTQ's
+# Ten times GPTQ's: the table is the encoder's input, too, where each element counts for itself. Lists stay best with .1
+# to .3 (benchmarks/bench_edge_rounding.py).
+_DAMPING: Final = 0.1
 _DAMPING_OF_FEW: Final = 0.3
 _ROUNDED_AT_ONCE: Final = 1 << 15  # rows
 _SMALLEST_NORMAL_HALF: Final = 2.0**-14  # below it float16 has fewer digits
