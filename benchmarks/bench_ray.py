@@ -4,9 +4,9 @@
 
 The same job of some minutes, top-100, in turn: in this process with T threads; on a Ray that is started and ended for
 it, with one worker of T threads, and with T workers of one. A job of few users goes before, for kernels to be compiled;
-bytes are compared at the end. Overhead is the time of a way over that of this process, less one, once for whole jobs
-and once without what starting takes (`start_s`: of Ray, or of laying out the items). Workers start and open the model,
-too, once for a job, however long it is.
+bytes are compared at the end, for whole jobs take minutes. Overhead is the time of a way over that of this process,
+less one, once for whole jobs and once without what starting takes (`start_s`: of Ray, or of laying out the items).
+Workers start and open the model, too, once for a job, however long it is.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def main() -> None:
             reports.setdefault(name, []).append(report)
 
         ways = {"local": functools.partial(job, "local", threads=threads)}
-        for workers, each in ((1, threads), (threads, 1)):
-            if ("1xT" if workers == 1 else "Tx1") in arguments.ways:
-                name = f"{workers}x{each}"
-                ways[name] = functools.partial(job, name, engine="ray", workers=workers, threads=each)
+        shapes = {"1xT": (1, threads), "Tx1": (threads, 1)}
+        for workers, each in dict.fromkeys(shapes[way] for way in arguments.ways):  # with one thread, both are the same
+            name = f"{workers}x{each}"
+            ways[name] = functools.partial(job, name, engine="ray", workers=workers, threads=each)
         for way in ways.values():
             way(source=few_users)
         reports.clear()
