@@ -55,6 +55,11 @@ class WorkerThreads:
             if thread.ident is not None:  # a signal may have come before it began
                 thread.join()
 
+    def __del__(self) -> None:
+        """Stop the threads where a signal has broken off who was about to, or has left __init__ half done."""
+        with contextlib.suppress(AttributeError):
+            self.stop()
+
 
 def _work(calls: SimpleQueue[Call | None]) -> None:
     while (call := calls.get()) is not None:

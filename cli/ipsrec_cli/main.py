@@ -115,7 +115,7 @@ def _say(message: str, exit_code: int, *, as_json: bool) -> None:
 
 def _leave(code: object) -> NoReturn:
     """Exit, without waiting for worker threads that a signal has left with a chunk: nothing of it is kept."""
-    if isinstance(code, int) and any(thread.name.startswith("ipsrec-worker") for thread in threading.enumerate()):
+    if isinstance(code, int) and any(thread.name.startswith("ipsrec-w") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
