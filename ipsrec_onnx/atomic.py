@@ -247,10 +247,14 @@ def _about(error: OSError, target: Path) -> bool:
     return name == os.fspath(target) or name.startswith(os.fspath(target.with_name(_prefix(target))))
 
 
-def make_folders(path: Path) -> None:
-    """Make a folder and those above it, each on the disk in the one above; nothing where it is there."""
-    if not path.is_dir():
-        make_folders(path.parent)
+def make_folders(path: Path, *, within: Path) -> None:
+    """Make a folder and those above it within another, each on the disk in the one above; nothing where it is there.
+
+    Raises:
+        OSError: the folder that they lie in is not there: who has removed it wants no new one.
+    """
+    if path != within and not path.is_dir():
+        make_folders(path.parent, within=within)
         path.mkdir(exist_ok=True)  # another thread may be faster
         sync(path.parent)
 

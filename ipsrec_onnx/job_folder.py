@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ipsrec_onnx.atomic import hidden_name, readable_errors, refuse_existing, sync
+from ipsrec_onnx.atomic import hidden_name, make_folders, readable_errors, refuse_existing, sync
 from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.job_description import refuse_unfinished
 from ipsrec_onnx.job_lock import LOCK, held_folder
@@ -48,6 +48,20 @@ class LocalJobFolder:
 
     def __init__(self, path: Path, targets: LocalPaths) -> None:
         self.path, self.targets, self.finished = path, targets, False
+
+    def make(self) -> None:
+        """Make the folder, and those that parts lie in."""
+        for path in (self.path, self.path / _PARTS, self.path / _BAD_ROWS):
+            path.mkdir(exist_ok=True)
+
+    def make_partition(self, partition: str) -> None:
+        """Make the folders of a partition; make() comes before it.
+
+        Raises:
+            OSError: the job's folders are not there any more.
+        """
+        for name in (_PARTS, *(() if self.targets.bad_rows is None else (_BAD_ROWS,))):
+            make_folders(self.path / name / partition, within=self.path / name)
 
     def part(self, name: str) -> Path:
         """Where the candidates of a part lie once they are done."""
@@ -192,8 +206,7 @@ def open_job_folder(
                 _begin_anew(path, targets)
                 _write_json(path / _DESCRIPTION, description)
             if folder.manifest() is None:
-                for name in (_PARTS, _BAD_ROWS):
-                    (path / name).mkdir(exist_ok=True)
+                folder.make()
             _remove_unfinished(path)
             yield folder
         finally:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipsrec_onnx.atomic import make_folders, sync
+from ipsrec_onnx.atomic import sync
 from ipsrec_onnx.broken_work import describe_error
 from ipsrec_onnx.errors import DataError, IpsrecError
 from ipsrec_onnx.object_store import open_whole, scratch_of_this_user
@@ -39,7 +39,7 @@ def broken_writing(path: Path | StoredFile) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_part(path: Path | StoredFile, schema: pa.Schema, *, group_rows: int) -> Iterator[RowWriter]:
-    """Write a file that has its name once it is whole and on the disk, or in the store; folders above it are made."""
+    """Write a file that has its name once it is whole and on the disk, or in the store; its folder is there."""
     if isinstance(path, StoredFile):
         with scratch_of_this_user() as scratch:
             with open_row_writer(scratch / "part.parquet", schema, group_rows=group_rows) as writer:
@@ -48,7 +48,6 @@ def open_part(path: Path | StoredFile, schema: pa.Schema, *, group_rows: int) ->
         return
     # Its own, for the worker of a job that was killed may still be at the same part.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    make_folders(path.parent)
     try:
         temporary.touch()  # where this is not allowed, Python says which file it is, and Arrow does not
         with open_row_writer(temporary, schema, group_rows=group_rows) as writer:

@@ -111,6 +111,7 @@ def probe_users(
     most_rows = chunks.threads * (rows + int(per_s * _SECONDS))
     chosen = _choose(users, parts, cut, most_rows=most_rows, least=chunks.threads * (1 + _LEAST_ROUNDS))
     folder = LocalJobFolder(targets.candidates.with_name("job"), targets)
+    folder.make()
     outputs = ScoreOutputs(folder, chosen, schemas)
     done = score_parts(users, rules, outputs, plan=cut, log=JobLog(show=False))
     with ended(done):

@@ -144,6 +144,7 @@ class ScoreOutputs:
         bad_path = self._folder.bad_rows_part(part_name(part))
         counts = ScoreCounts()
         with broken_writing(path), contextlib.ExitStack() as stack:
+            self._folder.make_partition(part.partition)
             # The stack unwinds from below: the malformed rows have their name before the part counts as done.
             writer = stack.enter_context(open_part(path, schemas.candidates, group_rows=schemas.candidates_group_rows))
             bad_rows = None

@@ -48,6 +48,9 @@ class StoreJobFolder:
         """List what is done by now, by whatever process."""
         self._done = frozenset((self.path / _RECORDS).files())
 
+    def make_partition(self, partition: str) -> None:
+        """A store has no folders."""
+
     def part(self, name: str) -> StoredFile:
         """Where the candidates of a part lie once they are done."""
         folder = self.targets.candidates if self.targets.as_folder else self.path / _PARTS

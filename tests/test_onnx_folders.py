@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from test_onnx_scoring import random_users
 from ipsrec_onnx import input_files, job_description
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.input_files import find_files
+from ipsrec_onnx.job_folder import LocalJobFolder
 from ipsrec_onnx.output_paths import part_files
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.users import UserColumns, open_users
@@ -137,6 +139,25 @@ def test_other_folders_are_not_kept(tmp_path: Path, model: TinyModel, users: pa.
     score(model.path, tmp_path / "users", f"{tmp_path}/o/", top_k=3)
     manifest = json.loads((tmp_path / "o.manifest.json").read_text())
     assert [entry["file"].rpartition("/")[0] for entry in manifest["candidates"]] == ["", "c=", "c=1", "w=2", "w=2"]
+
+
+@pytest.mark.parametrize("step", ["make_partition", "bad_rows_part"])  # each is called once for each part
+def test_an_output_folder_that_is_removed_before_a_part_is_not_made_again(
+    tmp_path: Path, model: TinyModel, partitioned: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    real, asked = getattr(LocalJobFolder, step), list[str]()
+
+    def removing(folder: LocalJobFolder, name: str) -> Any:
+        asked.append(name)
+        if len(set(asked)) == 2:  # the second partition, or part
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return real(folder, name)
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(LocalJobFolder, step, removing)
+    with pytest.raises(DataError, match=r"output \S+/out/o: \S+ was removed while the job wrote it; keep the folder"):
+        score(model.path, partitioned, f"{tmp_path}/out/o/", top_k=3, part_rows=60, threads=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_any_number_of_threads_gives_the_same_folder(tmp_path: Path, model: TinyModel, partitioned: Path) -> None:
