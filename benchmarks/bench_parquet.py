@@ -34,7 +34,8 @@ from ipsrec_onnx.candidates import candidate_rows, candidates_schema
 from ipsrec_onnx.retrieval import Ranking
 from ipsrec_onnx.row_writer import open_row_writer
 from ipsrec_onnx.score_run import CHUNK_ROWS
-from ipsrec_onnx.user_chunks import plan_parts, read_chunks
+from ipsrec_onnx.user_chunks import read_chunks
+from ipsrec_onnx.user_parts import plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
 USERS = {"tmall": 131_072, "twitch": 65_536, "wechat": 8_192}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ipsrec_kernels.cpu import has_wide_vectors, runnable_paths
 from ipsrec_onnx.card_opening import kind_of_gpus
 from ipsrec_onnx.errors import DataError
-from ipsrec_onnx.user_chunks import plan_parts, users_of_a_part
+from ipsrec_onnx.user_parts import plan_parts, users_of_a_part
 from ipsrec_onnx.users import Users, UsersFile
 from ipsrec_onnx.versions import package_version, sources_sha256
 
@@ -42,7 +42,7 @@ def describe_job(
         options: by name.
         allowed: (num_items + 1,) items that the lists leave; None where no list was given.
         as_folder: are the candidates a folder of files?
-        part_rows: users of a part at most; None for what parts have by default.
+        part_rows: users of a part at most; None for what users_of_a_part says.
         machine: that scores, as machine_kind gave it.
     """
     return {
@@ -52,7 +52,7 @@ def describe_job(
         "allowed_items_sha256": None if allowed is None else hashlib.sha256(np.packbits(allowed).tobytes()).hexdigest(),
         "columns": users.columns.names,
         "input": _describe_files(users.files),
-        "part_rows": users_of_a_part(part_rows),
+        "part_rows": users_of_a_part(users, part_rows),
         "parts": len(plan_parts(users, part_rows)),
         **machine,
     }

@@ -23,7 +23,8 @@ from ipsrec_onnx.score_outputs import RowSchemas
 from ipsrec_onnx.score_rules import build_rules, open_ranker, output_schemas
 from ipsrec_onnx.score_run import row_schemas
 from ipsrec_onnx.scored_chunk import ScoreRules, known_histories
-from ipsrec_onnx.user_chunks import plan_parts, read_chunks
+from ipsrec_onnx.user_chunks import read_chunks
+from ipsrec_onnx.user_parts import plan_parts
 from ipsrec_onnx.users import Users
 
 

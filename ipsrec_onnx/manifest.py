@@ -14,7 +14,7 @@ from ipsrec_onnx.part_files import entry_of
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_outputs import part_name
 from ipsrec_onnx.store_job_folder import refuse_changed_files
-from ipsrec_onnx.user_chunks import UserPart
+from ipsrec_onnx.user_parts import UserPart
 from ipsrec_onnx.users import Users
 
 FORMAT_VERSION = 1

@@ -31,7 +31,7 @@ from ipsrec_onnx.score_options import ScoreOptions
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_run import plan_run, score_parts
 from ipsrec_onnx.staging import fetched
-from ipsrec_onnx.user_chunks import UserPart
+from ipsrec_onnx.user_parts import UserPart
 from ipsrec_onnx.users import Users
 
 

@@ -30,7 +30,7 @@ from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems
 from ipsrec_onnx.scoring import open_model
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.staging import staged
-from ipsrec_onnx.user_chunks import UserPart, plan_parts
+from ipsrec_onnx.user_parts import UserPart, plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
 # Ray is not there in a probe. So long it took, as a part of benchmarks/bench_ray.py on two cores, to start (2.7 s), to

@@ -26,7 +26,8 @@ from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.score_run import plan_run, score_named_chunk, score_parts
 from ipsrec_onnx.scored_chunk import ScoreRules
 from ipsrec_onnx.throughput import steady_span
-from ipsrec_onnx.user_chunks import UserPart, batch_rows, read_chunks
+from ipsrec_onnx.user_chunks import batch_rows, read_chunks
+from ipsrec_onnx.user_parts import UserPart
 from ipsrec_onnx.users import RowGroup, Users
 
 Thing = TypeVar("Thing")

@@ -25,7 +25,7 @@ from ipsrec_onnx.job_description import machine_kind
 from ipsrec_onnx.part_worker import PartDone, PartsJob, PartWorker
 from ipsrec_onnx.score_options import check_positive
 from ipsrec_onnx.session import Device
-from ipsrec_onnx.user_chunks import UserPart
+from ipsrec_onnx.user_parts import UserPart
 
 # A part that has killed its worker so often would kill the next one, too.
 _MOST_DEATHS: Final = 3

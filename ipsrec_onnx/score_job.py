@@ -31,7 +31,7 @@ from ipsrec_onnx.score_report import ScoreReport
 from ipsrec_onnx.score_run import check_account, score_users
 from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.staging import given
-from ipsrec_onnx.user_chunks import UserPart, plan_parts
+from ipsrec_onnx.user_parts import UserPart, plan_parts
 from ipsrec_onnx.users import Users
 
 

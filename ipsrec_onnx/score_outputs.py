@@ -21,7 +21,7 @@ from ipsrec_onnx.scored_chunk import ScoredChunk
 from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.stored_file import COUNTS_KEY
 from ipsrec_onnx.throughput import Throughput
-from ipsrec_onnx.user_chunks import UserPart
+from ipsrec_onnx.user_parts import UserPart
 
 Sent = TypeVar("Sent")
 

@@ -22,7 +22,8 @@ from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
 from ipsrec_onnx.scored_chunk import ScoredChunk, ScoreRules, score_chunk
 from ipsrec_onnx.stage_times import StageTimes
-from ipsrec_onnx.user_chunks import PART_ROWS, UserChunk, UserPart, read_chunks
+from ipsrec_onnx.user_chunks import UserChunk, read_chunks
+from ipsrec_onnx.user_parts import PART_ROWS, UserPart
 from ipsrec_onnx.users import Users
 
 CHUNK_ROWS = 8192  # users of a chunk, and of a row group of the output, at most

@@ -150,8 +150,8 @@ def score(
         report: write a page about the job here (HTML); looks once more over the candidates. Needs the extra `report`.
         max_memory: bytes of memory that the job may have; most of what the machine has free by default. Chunks get
             smaller to fit; the output's bytes stay the same.
-        part_rows: users of a part at most; 65,536 by default. A part is what a killed job loses at most, and one file
-            of an output folder.
+        part_rows: users of a part at most; by default 65,536, or a 64th of all users where that is less, and 8,192 at
+            least. A part is what a killed job loses at most, and one file of an output folder.
         plan: file that `ipsrec plan` wrote for this very job: the account says how wrong it was.
         resume: go on where a job of the same model, input and options was broken off, to the same bytes; begin where
             none was; do nothing where it is finished.

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,26 +14,8 @@ from ipsrec_onnx.broken_work import describe_error
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.id_lists import cast_views
 from ipsrec_onnx.memory_plan import MOST_IDS
+from ipsrec_onnx.user_parts import UserPart
 from ipsrec_onnx.users import RowGroup, Users, UsersFile, footer_sha256, open_parquet
-
-# Users of a part, where nothing else is asked for: what is lost of a job that is killed, at most, some seconds of work.
-PART_ROWS = 1 << 16
-
-
-class UserPart(NamedTuple):
-    """Rows of one file that are written together.
-
-    Attributes:
-        file: number of the file in Users.files.
-        first_row: in the file, from 0.
-        num_rows: of the part; as many as plan_parts was asked for, or fewer at the file's end.
-        partition: of the file, as in UsersFile.
-    """
-
-    file: int
-    first_row: int
-    num_rows: int
-    partition: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,27 +40,6 @@ class UserChunk:
         """Say where the chunk, or one row of it, stands."""
         place = self.path if self.row_group is None else f"{self.path}, row group {self.row_group}"
         return place if row is None else f"{place}, row {self.first_row + row}"
-
-
-def users_of_a_part(part_rows: int | None) -> int:
-    """What was asked for, or PART_ROWS."""
-    return PART_ROWS if part_rows is None else part_rows
-
-
-def plan_parts(users: Users, part_rows: int | None = None) -> list[UserPart]:
-    """Cut users files into parts, by the numbers of their rows alone; one empty part where there is no user at all.
-
-    Args:
-        users: as open_users gave it.
-        part_rows: users of a part at most; None for PART_ROWS.
-    """
-    most = users_of_a_part(part_rows)
-    parts = [
-        UserPart(number, first_row, min(most, file.num_rows - first_row), file.partition)
-        for number, file in enumerate(users.files)
-        for first_row in range(0, file.num_rows, most)
-    ]
-    return parts or [UserPart(0, 0, 0, users.files[0].partition)]
 
 
 def read_chunks(

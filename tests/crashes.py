@@ -36,9 +36,9 @@ def server() -> ForkServerContext:
 
 def in_small_parts(writers: int | None) -> None:
     """Make parts and chunks small, and have so many threads write; None for what the job chooses."""
-    from ipsrec_onnx import memory_plan, score_run, user_chunks
+    from ipsrec_onnx import memory_plan, score_run, user_parts
 
-    user_chunks.PART_ROWS = PART_ROWS
+    user_parts.PART_ROWS = PART_ROWS
     score_run.CHUNK_ROWS = CHUNK_ROWS
     if writers is not None:
         memory_plan.num_writers = lambda threads: writers

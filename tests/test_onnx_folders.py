@@ -355,7 +355,7 @@ def test_parts_have_the_size_that_was_asked_for_and_keep_it(
         )  # all parts are done by then
         with pytest.raises(ZeroDivisionError):
             score(model.path, source, f"{tmp_path}/o/", top_k=1, part_rows=100)
-    with pytest.raises(DataError, match="its part_rows is 100, asked for is 65536;"):
+    with pytest.raises(DataError, match="its part_rows is 100, asked for is 8192;"):
         score(model.path, source, f"{tmp_path}/o/", top_k=1, resume=True)
     assert score(model.path, source, f"{tmp_path}/o/", top_k=1, resume=True, part_rows=100).resumed_rows == 420
     with pytest.raises(ValueError, match="part_rows is 0"):

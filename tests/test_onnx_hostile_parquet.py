@@ -24,7 +24,8 @@ from ipsrec_onnx.score_options import ScoreOptions
 from ipsrec_onnx.score_rules import build_rules, open_ranker
 from ipsrec_onnx.scored_chunk import score_chunk
 from ipsrec_onnx.scoring import score
-from ipsrec_onnx.user_chunks import plan_parts, read_chunks
+from ipsrec_onnx.user_chunks import read_chunks
+from ipsrec_onnx.user_parts import plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
 LARGEST = np.iinfo(np.int64).max

@@ -31,7 +31,8 @@ from ipsrec_onnx.probe import Probe
 from ipsrec_onnx.score_run import score_named_chunk
 from ipsrec_onnx.scoring import score
 from ipsrec_onnx.throughput import Throughput, steady_span
-from ipsrec_onnx.user_chunks import UserPart, plan_parts, read_chunks
+from ipsrec_onnx.user_chunks import read_chunks
+from ipsrec_onnx.user_parts import UserPart, plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
 COLUMNS = UserColumns("user_id", "item_history", None, None)
@@ -281,7 +282,7 @@ def test_what_score_would_refuse_is_refused(tmp_path: Path, model: TinyModel, us
         ({"threads": 1}, "its threads is 2, asked for is 1"),
         ({"max_memory": 10**10}, "its max_memory is null, asked for is 10000000000"),
         ({"catalog_shards": 2}, "its catalog_shards is 1, asked for is 2"),
-        ({"part_rows": 9}, "its part_rows is 65536, asked for is 9"),
+        ({"part_rows": 9}, "its part_rows is 8192, asked for is 9"),
         ({"output": "o/"}, 'its output is "file", asked for is "folder"'),
         ({"source": "other"}, r"its input\[0\]\.rows is 4000, asked for is 10"),
         ({"model": "other"}, "its model_sha256 is"),

@@ -21,7 +21,7 @@ import pytest
 from model_files import write_model_file
 from other_user import run_as_nobody
 
-from ipsrec_onnx import user_chunks
+from ipsrec_onnx import user_parts
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.score_rules import open_ranker
 from ipsrec_onnx.scoring import score
@@ -220,7 +220,7 @@ def test_two_jobs_on_one_output_the_second_is_refused(job: Job, tmp_path: Path) 
 
 
 def test_a_finished_job_has_nothing_to_do(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_chunks, "PART_ROWS", crashes.PART_ROWS)
+    monkeypatch.setattr(user_parts, "PART_ROWS", crashes.PART_ROWS)
     monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", crashes.CHUNK_ROWS)
     arguments = job.in_folder(tmp_path / "o", resume=True)
     first = score(**arguments)
@@ -286,7 +286,7 @@ def test_input_that_changes_meanwhile_is_refused(job: Job, tmp_path: Path, monke
 
 
 def test_an_error_leaves_finished_parts_alone(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_chunks, "PART_ROWS", 100)
+    monkeypatch.setattr(user_parts, "PART_ROWS", 100)
     monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", 50)
     bad = pa.table({"user_id": [1] * 5000, "item_history": pa.array([[1]] * 4999 + [None], pa.list_(pa.int64()))})
     pq.write_table(bad, tmp_path / "bad.parquet")
@@ -299,7 +299,7 @@ def test_an_error_leaves_finished_parts_alone(job: Job, tmp_path: Path, monkeypa
 
 
 def test_a_part_that_the_disk_has_damaged_is_found(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_chunks, "PART_ROWS", crashes.PART_ROWS)
+    monkeypatch.setattr(user_parts, "PART_ROWS", crashes.PART_ROWS)
     arguments = unfinished(job, tmp_path / "o", resume=True)
     part = min((tmp_path / "o").glob(".*/parts/*.parquet"))
     content = bytearray(part.read_bytes())
@@ -313,7 +313,7 @@ def test_a_part_that_the_disk_has_damaged_is_found(job: Job, tmp_path: Path, mon
 def test_a_manifest_that_somebody_has_changed_is_one_line(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(user_chunks, "PART_ROWS", crashes.PART_ROWS)
+    monkeypatch.setattr(user_parts, "PART_ROWS", crashes.PART_ROWS)
     arguments = job.in_folder(tmp_path / "o", resume=True)
     assert crashes.run(crashes.server(), crashes.score_in_parts, arguments) == 0
     (path,) = (tmp_path / "o").glob("*.manifest.json")

@@ -30,7 +30,7 @@ from naive_run_report import (
 )
 from test_onnx_scoring import random_users
 
-from ipsrec_onnx import user_chunks
+from ipsrec_onnx import user_parts
 from ipsrec_onnx.concentration import gini, lorenz
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.score_counts import ScoreCounts, count_lengths
@@ -71,7 +71,7 @@ def test_the_figures_are_those_of_the_slow_twin(
     layout: str,
     string_ids: bool,
 ) -> None:
-    monkeypatch.setattr(user_chunks, "PART_ROWS", 50)
+    monkeypatch.setattr(user_parts, "PART_ROWS", 50)
     model = write_model_file(tmp_path / "m.onnx", string_ids=string_ids, num_items=90, num_providers=9)
     users = random_users(model, rng, 170)
     deny = model.catalog.item_ids.to_pylist()[3:20]
@@ -178,7 +178,7 @@ def test_the_bytes_of_the_results_do_not_depend_on_a_report(tmp_path: Path, rng:
 def test_a_resumed_job_reports_on_all_lists_and_on_the_time_of_its_own_part(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
-    monkeypatch.setattr(user_chunks, "PART_ROWS", 40)
+    monkeypatch.setattr(user_parts, "PART_ROWS", 40)
     model = write_model_file(tmp_path / "m.onnx")
     users = random_users(model, rng, 150)
     _, whole = report_on(tmp_path, model, users, output=output)
@@ -198,9 +198,9 @@ def test_a_resumed_job_reports_on_all_lists_and_on_the_time_of_its_own_part(
     (tmp_path / "killed").mkdir()
     script = f"""
 import os
-from ipsrec_onnx import score_outputs, user_chunks
+from ipsrec_onnx import score_outputs, user_parts
 from ipsrec_onnx.scoring import score
-user_chunks.PART_ROWS = 40
+user_parts.PART_ROWS = 40
 write, seen = score_outputs.ScoreOutputs._write_part, []
 def write_two(self, part):
     seen.append(part)

@@ -21,7 +21,8 @@ from naive_scoring import naive_score_user
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.row_writer import RowWriter
 from ipsrec_onnx.scoring import score
-from ipsrec_onnx.user_chunks import plan_parts, read_chunks
+from ipsrec_onnx.user_chunks import read_chunks
+from ipsrec_onnx.user_parts import plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
 

@@ -17,7 +17,7 @@ import pytest
 from model_files import TinyModel, write_model_file
 from test_onnx_scoring import random_users
 
-from ipsrec_onnx import carried_lists, user_chunks
+from ipsrec_onnx import carried_lists, user_parts
 from ipsrec_onnx.carried_lists import PreviousFile, PreviousOutput, open_carried_lists
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.memory_plan import MemoryBound, refuse_big_previous
@@ -30,7 +30,7 @@ NUM_USERS = 700
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several parts, row groups and chunks of a few hundred users."""
-    monkeypatch.setattr(user_chunks, "PART_ROWS", 200)
+    monkeypatch.setattr(user_parts, "PART_ROWS", 200)
     monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", 64)
 
 

@@ -18,7 +18,7 @@ import pytest
 from model_files import TinyModel, write_model_file
 from test_onnx_scoring import random_users
 
-from ipsrec_onnx import memory_plan, score_outputs, score_run, user_chunks
+from ipsrec_onnx import memory_plan, score_outputs, score_run, user_parts
 from ipsrec_onnx.errors import DataError, DefectError
 from ipsrec_onnx.lanes import THREAD_NAME
 from ipsrec_onnx.memory_plan import ChunkPlan, plan_chunks
@@ -34,7 +34,7 @@ NUM_USERS = 2_300
 @pytest.fixture
 def job(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """2,300 users in two files, in seven parts of 400 at most and chunks of 100; some rows are malformed."""
-    monkeypatch.setattr(user_chunks, "PART_ROWS", 400)
+    monkeypatch.setattr(user_parts, "PART_ROWS", 400)
     monkeypatch.setattr("ipsrec_onnx.score_run.CHUNK_ROWS", 100)
     model: TinyModel = write_model_file(tmp_path / "model.onnx", num_items=300)
     users = random_users(model, rng, NUM_USERS)

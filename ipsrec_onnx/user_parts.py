@@ -1,0 +1,53 @@
+"""Cuts the users of a job into parts, by numbers of rows alone."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from ipsrec_onnx.users import Users
+
+# Users of a part, where nothing else is asked for: what is lost of a job that is killed, at most, some seconds of work.
+PART_ROWS = 1 << 16
+# Of a job that has not so many parts, parts are smaller: at its end a cluster's workers wait for the last one.
+_PARTS: Final = 64
+_LEAST_PART_ROWS: Final = 1 << 13  # a row group of the output
+
+
+class UserPart(NamedTuple):
+    """Rows of one file that are written together.
+
+    Attributes:
+        file: number of the file in Users.files.
+        first_row: in the file, from 0.
+        num_rows: of the part; as many as plan_parts was asked for, or fewer at the file's end.
+        partition: of the file, as in UsersFile.
+    """
+
+    file: int
+    first_row: int
+    num_rows: int
+    partition: str = ""
+
+
+def users_of_a_part(users: Users, part_rows: int | None) -> int:
+    """What was asked for, or PART_ROWS; of a job that has not 64 such parts a 64th, in whole row groups."""
+    if part_rows is not None:
+        return part_rows
+    groups = -(-users.num_rows // (_PARTS * _LEAST_PART_ROWS))
+    return min(PART_ROWS, max(1, groups) * _LEAST_PART_ROWS)
+
+
+def plan_parts(users: Users, part_rows: int | None = None) -> list[UserPart]:
+    """Cut users files into parts, by the numbers of their rows alone; one empty part where there is no user at all.
+
+    Args:
+        users: as open_users gave it.
+        part_rows: users of a part at most; None for what users_of_a_part says.
+    """
+    most = users_of_a_part(users, part_rows)
+    parts = [
+        UserPart(number, first_row, min(most, file.num_rows - first_row), file.partition)
+        for number, file in enumerate(users.files)
+        for first_row in range(0, file.num_rows, most)
+    ]
+    return parts or [UserPart(0, 0, 0, users.files[0].partition)]

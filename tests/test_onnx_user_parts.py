@@ -1,0 +1,48 @@
+"""How the users of a job are cut into parts."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from ipsrec_onnx.user_parts import PART_ROWS, plan_parts, users_of_a_part
+from ipsrec_onnx.users import UserColumns, Users, UsersFile
+
+
+def users_of(*num_rows: int) -> Users:
+    """Users files of which nothing counts but how many rows they have."""
+    files = [UsersFile(str(number), str(number), "", rows, (), 0, None, "") for number, rows in enumerate(num_rows)]
+    return Users("users", pafs.LocalFileSystem(), files, UserColumns("u", "i", None, None), pa.schema([]))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "part_rows", "num_parts"),
+    [
+        (0, 8_192, 1),
+        (1, 8_192, 1),
+        (8_192, 8_192, 1),
+        (8_193, 8_192, 2),
+        (64 * 8_192, 8_192, 64),
+        (64 * 8_192 + 1, 16_384, 33),
+        (885_760, 16_384, 55),
+        (1_771_520, 32_768, 55),
+        (64 * PART_ROWS, PART_ROWS, 64),
+        (10**9, PART_ROWS, 15_259),
+    ],
+)
+def test_a_job_has_parts_enough_for_many_workers_and_none_above_the_most(
+    num_rows: int, part_rows: int, num_parts: int
+) -> None:
+    assert users_of_a_part(users_of(num_rows), None) == part_rows
+    parts = plan_parts(users_of(num_rows))
+    assert len(parts) == num_parts and sum(part.num_rows for part in parts) == num_rows
+
+
+def test_the_size_of_parts_is_that_of_all_files_together_or_what_is_asked_for() -> None:
+    users = users_of(300_000, 0, 300_000, 5)
+    assert [(part.file, part.num_rows) for part in plan_parts(users)] == [
+        *[(0, 16_384)] * 18, (0, 5_088), *[(2, 16_384)] * 18, (2, 5_088), (3, 5),
+    ]  # fmt: skip
+    assert [part.num_rows for part in plan_parts(users_of(7), 3)] == [3, 3, 1]
+    assert users_of_a_part(users_of(7), 10**6) == 10**6
