@@ -21,6 +21,7 @@ from pathlib import Path
 from ipsrec_onnx.candidates import Layout, candidate_columns
 from ipsrec_onnx.cards import CardOptions, SearchName
 from ipsrec_onnx.encoding import EncoderName
+from ipsrec_onnx.engine_options import EngineName, RayOptions, check_engine
 from ipsrec_onnx.errors import DataError
 from ipsrec_onnx.filters import AllowedItems, allowed_items
 from ipsrec_onnx.fingerprints import check_user_type
@@ -42,7 +43,7 @@ from ipsrec_onnx.output_paths import (
 )
 from ipsrec_onnx.previous_output import manifest_path, open_previous
 from ipsrec_onnx.progress import JobLog
-from ipsrec_onnx.ray_engine import EngineName, RayOptions, check_engine, connect
+from ipsrec_onnx.ray_engine import connect
 from ipsrec_onnx.retrieval import ColdUsers
 from ipsrec_onnx.run_report import refuse_without_libraries
 from ipsrec_onnx.score_job import ScoreJob, account_of, do_work, finished_work, whole_work, with_report

@@ -25,9 +25,10 @@ from model_files import write_model_file
 from test_onnx_scoring import random_users
 
 from ipsrec_onnx import ray_engine
+from ipsrec_onnx.engine_options import RayOptions
 from ipsrec_onnx.errors import DataError, EngineError
 from ipsrec_onnx.job_description import machine_kind
-from ipsrec_onnx.ray_engine import RayCluster, RayOptions, connect
+from ipsrec_onnx.ray_engine import RayCluster, connect
 from ipsrec_onnx.scoring import score
 
 pytestmark = pytest.mark.ray
