@@ -1,4 +1,4 @@
-"""Scores single parts of a job in a process that did not open it: a worker of an engine, perhaps on another machine.
+"""Scores some parts of a job in a process that did not open it: a worker of an engine, perhaps on another machine.
 
 It has its own session and its own laid out items, runs the code of a job in one process, and writes the parts itself;
 what goes back is an account of each.
@@ -6,7 +6,7 @@ what goes back is an account of each.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from ipsrec_onnx.item_shards import CatalogShards
 from ipsrec_onnx.job_description import first_difference, machine_kind
 from ipsrec_onnx.job_folder import open_worker_folder, refuse_other_job
 from ipsrec_onnx.job_rules import open_rules
+from ipsrec_onnx.machine_memory import held_memory
 from ipsrec_onnx.manifest import part_entry
 from ipsrec_onnx.memory_plan import memory_bound
 from ipsrec_onnx.model_file import model_file_sha256, open_model_file
 from ipsrec_onnx.output_paths import OutputPaths
+from ipsrec_onnx.pipeline import ended
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.score_options import ScoreOptions
@@ -86,10 +88,10 @@ class PartDone:
         part: which one.
         counts: of its rows and ids.
         entry: of its file, as the manifest has it; None where the candidates become one file.
-        cpu_s: processor seconds of each stage; none of a part that was done before.
-        searched: how often a GPU's search was enough; None where the CPU searched.
+        cpu_s: processor seconds of each stage since the part before it was done: parts are scored as one stream.
+        searched: how often a GPU's search was enough, since then; None where the CPU searched.
         recall: how good approximate lists are; None for exact ones.
-        carried_users: of the part, whose lists were carried over.
+        carried_users: whose lists were carried over, since then.
     """
 
     part: UserPart
@@ -102,7 +104,7 @@ class PartDone:
 
 
 class PartWorker:
-    """Opens a job and scores the parts that it is given, one after another.
+    """Opens a job and scores the parts that it is given.
 
     Raises:
         EngineError: this machine is of another kind than the job's, and would round in ways of its own.
@@ -135,39 +137,63 @@ class PartWorker:
                 previous=job.previous,
             )
         self._folder = open_worker_folder(job.folder, job.targets)
-        self._plan = functools.cache(self._plan_part)
+        self._held = held_memory(self._rules.ranker.mapped_bytes)
+        self._searched, self._carried = self._search_counts(), 0
 
-    def score(self, part: UserPart) -> PartDone:
-        """Score a part and write its files; where they are there, look through them.
+    def score(self, parts: Sequence[UserPart]) -> Iterator[PartDone]:
+        """Score parts as one stream and write their files; those that are there are looked through.
+
+        Args:
+            parts: in their order.
+
+        Yields:
+            Each part when it is done, and those before it are: whoever asks again, since this process died, gets the
+            same ones in the same order.
 
         Raises:
-            IpsrecError: as score_parts; or the files that are there are broken.
+            IpsrecError: as score_parts; or the files that are there are broken. Of all errors the first in the order of
+                the parts, when those before it were yielded.
             EngineError: the job is not there, or no longer.
         """
         refuse_other_job(self._folder, self._job.description)
-        before, carried_before = self._searched(), self._carried()
-        outputs = ScoreOutputs(self._folder, [part], self._job.schemas, parts_alone=True)
-        plan = self._plan(part.num_rows)
-        written = score_parts(self._job.users, self._rules, outputs, plan=plan, log=JobLog(show=False))
-        counts = sum(written, sum(outputs.done.values(), ScoreCounts()))
-        after = self._searched()
+        outputs = ScoreOutputs(self._folder, list(parts), self._job.schemas, parts_alone=True)
+        plan = plan_run(
+            self._job.users,
+            self._rules,
+            outputs.missing,
+            threads=self._job.threads,
+            bound=self._bound,
+            held=self._held,
+        )
+        done = score_parts(self._job.users, self._rules, outputs, plan=plan, log=JobLog(show=False))
+        whole, told = set[UserPart](), 0
+        with ended(done):
+            for written in done:
+                if written.part is not None:
+                    whole.add(written.part)
+                while told < len(parts) and parts[told] in whole:
+                    yield self._account(outputs, parts[told])
+                    told += 1
+
+    def _account(self, outputs: ScoreOutputs, part: UserPart) -> PartDone:
+        """Say what a part counts, and what was spent since the last one."""
+        cpu_s = dict(outputs.times.cpu_s)
+        outputs.times.cpu_s.clear()
+        before, self._searched = self._searched, self._search_counts()
+        carried_before, self._carried = self._carried, self._carried_users()
         return PartDone(
             part=part,
-            counts=counts,
+            counts=outputs.counts_of(part),
             entry=part_entry(self._folder, self._job.users, part) if self._job.targets.as_folder else None,
-            cpu_s=dict(outputs.times.cpu_s),
-            searched=None if before is None or after is None else after - before,
+            cpu_s=cpu_s,
+            searched=None if before is None or self._searched is None else self._searched - before,
             recall=self._recall,
-            carried_users=self._carried() - carried_before,
+            carried_users=self._carried - carried_before,
         )
 
-    def _plan_part(self, num_rows: int) -> Any:
-        part = UserPart(0, 0, num_rows)
-        return plan_run(self._job.users, self._rules, [part], threads=self._job.threads, bound=self._bound)
-
-    def _carried(self) -> int:
+    def _carried_users(self) -> int:
         return 0 if self._rules.carried is None else self._rules.carried.num_found
 
-    def _searched(self) -> SearchCounts | None:
+    def _search_counts(self) -> SearchCounts | None:
         search = self._rules.ranker.card_search
         return None if search is None else search.counts()

@@ -30,7 +30,7 @@ from ipsrec_onnx.scored_chunk import BadRows, ScoreRules, UnknownItems
 from ipsrec_onnx.scoring import open_model
 from ipsrec_onnx.session import Device
 from ipsrec_onnx.staging import staged
-from ipsrec_onnx.user_parts import UserPart, plan_parts
+from ipsrec_onnx.user_parts import UserPart, cut_into_batches, plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
 # Ray is not there in a probe. So long it took, as a part of benchmarks/bench_ray.py on two cores, to start (2.7 s), to
@@ -194,18 +194,19 @@ def _cluster(
 ) -> Prediction:
     """What a cluster of workers like this machine will take: Ray starts, the driver opens the job, each worker, parts.
 
-    Ray gives the next part to whichever worker is free.
+    Ray gives the next batch of parts to whichever worker is free.
     """
     start_s = _RAY_S + open_s + open_s + layout_s
     if probe is None:
         return Prediction(workers, start_s, 0.0, 0.0, 0.0, peak_memory(), 0)
     rows, output_bytes = sum(part.num_rows for part in parts), _output_bytes(probe, parts, as_folder=as_folder)
     busy = [0.0] * min(workers, len(parts))
-    for part in parts:
-        part_s = _loop_s(probe, part.num_rows, probe.part_chunk_rows)
+    for batch in cut_into_batches(parts, workers):
+        of_batch = sum(part.num_rows for part in batch)
+        batch_s = _loop_s(probe, of_batch, min(probe.chunks.rows, len(batch) * probe.part_chunk_rows))
         if as_folder:
-            part_s += part.num_rows * probe.row_bytes * probe.hash_s
-        heapq.heapreplace(busy, busy[0] + part_s)
+            batch_s += of_batch * probe.row_bytes * probe.hash_s
+        heapq.heapreplace(busy, busy[0] + batch_s)
     return Prediction(
         workers=workers,
         start_s=start_s + probe.first_s,

@@ -1,7 +1,7 @@
 """Runs the parts of a job on a Ray cluster: Ray Data places them, sends them again where a worker dies, and ends it.
 
-Nothing of that is ours. The driver gives Ray Data the list of parts; actors hold a PartWorker each, which writes the
-parts itself and gives back an account; so the driver holds none of the data.
+Nothing of that is ours. The driver gives Ray Data the list of parts, in batches; actors hold a PartWorker each, which
+writes the parts itself and gives back an account of each; so the driver holds none of the data.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from ipsrec_onnx.broken_work import describe_error
 from ipsrec_onnx.cores import usable_cores
@@ -24,9 +25,9 @@ from ipsrec_onnx.errors import EngineError, IpsrecError
 from ipsrec_onnx.job_description import machine_kind
 from ipsrec_onnx.part_worker import PartDone, PartsJob, PartWorker
 from ipsrec_onnx.session import Device
-from ipsrec_onnx.user_parts import UserPart
+from ipsrec_onnx.user_parts import UserPart, cut_into_batches
 
-# A part that has killed its worker so often would kill the next one, too.
+# A batch that has killed its worker so often would kill the next one, too.
 _MOST_DEATHS: Final = 3
 _CONNECT_S: Final = 10.0
 _OBJECT_STORE_BYTES: Final = 256 << 20  # of a Ray that is started here: parts' names go through it, and accounts
@@ -58,11 +59,14 @@ class RayCluster:
     machine: dict[str, Any]
 
     def score(self, job: PartsJob, parts: Sequence[UserPart]) -> Iterator[PartDone]:
-        """Have workers score parts, or look through those that are done; accounts come in the order of the parts.
+        """Have workers score parts, or look through those that are done.
 
         Args:
             job: what is to be done.
             parts: one or more.
+
+        Yields:
+            The account of each part when it is done, in any order.
 
         Raises:
             IpsrecError: the first one, in the order of the parts, that a worker raised; all parts before it are done.
@@ -70,31 +74,30 @@ class RayCluster:
         """
         import ray.data
 
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context.execution_options.preserve_order = True
-        rows = [part._asdict() for part in parts]
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        batches = [_keys(batch) for batch in cut_into_batches(parts, self.workers)]
+        listed = ray.data.from_arrow(batches)
+        context = listed.context  # its own: the caller may have other data sets
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.target_max_block_size = 1  # each account is a block: else they are held back until the batch is done
+        results = listed.map_batches(
             _Actor,
             fn_constructor_args=(job,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(parts))),
+            batch_size=None,
+            batch_format="pyarrow",
+            # One at a time: what waits behind a busy worker is not for an idle one.
+            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(batches)), max_tasks_in_flight_per_actor=1),
             num_cpus=self.threads,
             num_gpus=len(self.gpus),
             max_restarts=-1,
             max_task_retries=_MOST_DEATHS,
         )
-        with _ray_errors(), contextlib.closing(_rows(results)) as done_parts:
-            for row in done_parts:
-                done = row["done"]
-                if isinstance(done, IpsrecError):
-                    raise done
-                yield done
+        with _ray_errors(), contextlib.closing(_rows(results)) as rows:
+            yield from _until_first_error((row["done"] for row in rows), parts)
 
 
 def _rows(results: Any) -> Generator[dict[str, Any], None, None]:
-    """The rows of a dataset in their order, as they are done; to be closed where they are not all taken.
+    """The rows of a dataset, as they are done; to be closed where they are not all taken.
 
     Ray Data's own iterators fetch ahead in threads, which go on after an error: they touch the cluster when it has
     ended, and Ray then ends this process without a word.
@@ -207,14 +210,57 @@ def _cluster(
             f"--workers {workers}: the cluster has room for {room} workers of {wanted}; take fewer --workers or "
             "--threads, or a larger cluster"
         )
+    machine = _machine_of_a_worker(module, gpus, note=note)
+    return RayCluster(workers, threads, gpus, 1.0 / -(-workers // len(nodes)), machine)
+
+
+def _machine_of_a_worker(module: Any, gpus: tuple[int, ...], *, note: Callable[[str], None]) -> dict[str, Any]:
+    """Have a worker say what machine it is on."""
     with _ray_errors():
         kind = module.remote(machine_kind).options(num_cpus=1, num_gpus=len(gpus))
         answer = kind.remote(gpus or None)
         if not module.wait([answer], timeout=_CONNECT_S)[0]:
             wanted = f"{len(gpus)} GPUs" if gpus else "CPU"
             note(f"the cluster is busy: waiting for a free {wanted}; `ray status` says who has them")
-        machine = module.get(answer)
-    return RayCluster(workers, threads, gpus, 1.0 / -(-workers // len(nodes)), machine)
+        return dict(module.get(answer))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker says of a batch that it could not finish.
+
+    Attributes:
+        part: the first one that failed; those before it in the batch are done.
+        error: why.
+    """
+
+    part: UserPart
+    error: IpsrecError
+
+
+def _until_first_error(told: Iterable[PartDone | _Failure], parts: Sequence[UserPart]) -> Iterator[PartDone]:
+    """Pass on what is done.
+
+    Raises:
+        IpsrecError: the first one in the order of the parts, once those before it are done.
+    """
+    places = {part: place for place, part in enumerate(parts)}
+    done, errors, first = set[int](), dict[int, IpsrecError](), 0
+    for outcome in told:
+        if isinstance(outcome, _Failure):
+            errors[places[outcome.part]] = outcome.error
+        else:
+            done.add(places[outcome.part])
+            yield outcome
+        while first in done:
+            first += 1
+        if first in errors:
+            raise errors[first]
+
+
+def _keys(batch: Sequence[UserPart]) -> pa.Table:
+    """A batch as Ray Data takes it: one row a part."""
+    return pa.table({name: [getattr(part, name) for part in batch] for name in UserPart._fields})
 
 
 class _Actor:
@@ -223,16 +269,25 @@ class _Actor:
     def __init__(self, job: PartsJob) -> None:
         self._worker = functools.cache(lambda: PartWorker(job))
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        file, first_row, num_rows = (int(batch[name][0]) for name in ("file", "first_row", "num_rows"))
-        part = UserPart(file, first_row, num_rows, str(batch["partition"][0]))
+    def __call__(self, batch: pa.Table) -> Iterator[dict[str, Any]]:
+        parts = [UserPart(**row) for row in batch.to_pylist()]
+        later = iter(parts)
+        part = next(later)
+        error: IpsrecError
         try:
-            done: PartDone | IpsrecError = self._worker().score(part)
-        except IpsrecError as error:
-            done = error
-        except Exception as error:
-            done = describe_error(error, where=f"part of file {part.file} from row {part.first_row}")
-        return {"done": np.array([done], object)}
+            for done in self._worker().score(parts):
+                part = next(later, part)
+                yield _row(done)
+            return
+        except IpsrecError as raised:
+            error = raised
+        except Exception as raised:
+            error = describe_error(raised, where=f"part of file {part.file} from row {part.first_row}")
+        yield _row(_Failure(part, error))
+
+
+def _row(outcome: PartDone | _Failure) -> dict[str, Any]:
+    return {"done": np.array([outcome], object)}
 
 
 @contextlib.contextmanager

@@ -36,8 +36,14 @@ class RowSchemas(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Written:
-    """What is written after a step: a chunk's counts, with where its worker's time went, and the part that is done."""
+class Written:
+    """What is written after a step.
+
+    Attributes:
+        counts: of a chunk; zeros where none was written.
+        times: where its worker's time went.
+        part: that is whole now; None where none is.
+    """
 
     counts: ScoreCounts = field(default_factory=ScoreCounts)
     times: StageTimes = field(default_factory=StageTimes)
@@ -76,9 +82,17 @@ class ScoreOutputs:
         """The parts that were not done when this was made, in their order."""
         return [part for number, part in enumerate(self._parts) if number not in self.done]
 
+    def counts_of(self, part: UserPart) -> ScoreCounts:
+        """What a part counts that is done by now.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return read_counts(self._folder.part(part_name(part)))
+
     def write(
         self, chunks: Iterator[ScoredChunk], *, writers: int, most: int, log: JobLog
-    ) -> Generator[ScoreCounts, None, None]:
+    ) -> Generator[Written, None, None]:
         """Write everything: several parts at once, each by one thread, and the whole file by one beside them.
 
         Args:
@@ -88,8 +102,9 @@ class ScoreOutputs:
             log: hears of each part that is done.
 
         Yields:
-            What a chunk counts, once it is written; nothing for the parts that were done.
+            Each chunk once it is written, and each part once it is whole; no chunks of parts that were done before.
         """
+        taken_over = {self._parts[number] for number in self.done}
         with (
             contextlib.ExitStack() as files,  # left when the threads have ended
             contextlib.closing(
@@ -101,27 +116,29 @@ class ScoreOutputs:
                     self.times.add(spent)
                 if written.counts.rows_in:
                     self.throughput.add(written.counts.rows_in)
-                    yield written.counts
-                if written.part is not None:
+                if written.part is not None and written.part not in taken_over:
                     log.event("part_done", part=part_name(written.part), users=written.part.num_rows)
+                if written.counts.rows_in or written.part is not None:
+                    yield written
 
     def _steps(
         self, chunks: Iterator[ScoredChunk], files: contextlib.ExitStack, *, writers: int
-    ) -> Iterator[Step[_Written, StageTimes]]:
+    ) -> Iterator[Step[Written, StageTimes]]:
         """Say what is to be written where: the whole file in lane 0, parts in turn in the others, if there are any."""
         whole = None
         if self._with_whole:
             whole = files.enter_context(_given_up(self._write_whole()))
-            yield Step(_Written(), [(0, _timed(next, whole, None))])
+            yield Step(Written(), [(0, _timed(next, whole, None))])
         first_lane = 0 if whole is None or writers == 1 else 1
         lanes = itertools.cycle(range(first_lane, writers))
         for number, part in enumerate(self._parts):
             lane = next(lanes)
             if number in self.done:
-                yield Step(_Written(), [(lane if whole is None else 0, _timed(self._take_over, part, whole))])
+                task = _timed(self._take_over, part, whole)
+                yield Step(Written(part=part), [(lane if whole is None else 0, task)])
                 continue
             writer = files.enter_context(_given_up(self._write_part(part)))
-            yield Step(_Written(part=None if part.num_rows else part), [(lane, _timed(next, writer, None))])
+            yield Step(Written(part=None if part.num_rows else part), [(lane, _timed(next, writer, None))])
             left = part.num_rows
             while left > 0:
                 chunk = next(chunks, None)
@@ -133,10 +150,10 @@ class ScoreOutputs:
                 tasks = [(lane, _timed(_send, writer, chunk))]
                 if whole is not None:
                     tasks.append((0, _timed(_send, whole, chunk.rows)))
-                yield Step(_Written(chunk.counts, chunk.times, part=part if left <= 0 else None), tasks)
+                yield Step(Written(chunk.counts, chunk.times, part=part if left <= 0 else None), tasks)
                 del chunk, tasks  # written, perhaps: not to be held while the next one is waited for
         if whole is not None:
-            yield Step(_Written(), [(0, _timed(_send, whole, None))])
+            yield Step(Written(), [(0, _timed(_send, whole, None))])
 
     def _write_part(self, part: UserPart) -> Generator[None, ScoredChunk, None]:
         """Write one part from the chunks that are sent; with its last row, it gets its name."""

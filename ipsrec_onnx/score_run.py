@@ -19,7 +19,7 @@ from ipsrec_onnx.pipeline import ended, map_in_order
 from ipsrec_onnx.progress import JobLog
 from ipsrec_onnx.retrieval import users_at_once
 from ipsrec_onnx.score_counts import ScoreCounts
-from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs
+from ipsrec_onnx.score_outputs import RowSchemas, ScoreOutputs, Written
 from ipsrec_onnx.scored_chunk import ScoredChunk, ScoreRules, score_chunk
 from ipsrec_onnx.stage_times import StageTimes
 from ipsrec_onnx.user_chunks import UserChunk, read_chunks
@@ -78,14 +78,14 @@ def score_users(
         log.progress(users.num_rows, what="users", already=counts.rows_in, times=outputs.times) as advance,
     ):
         for written in done:
-            counts += written
-            advance(written.rows_in)
+            counts += written.counts
+            advance(written.counts.rows_in)
     return counts
 
 
 def score_parts(
     users: Users, rules: ScoreRules, outputs: ScoreOutputs, *, plan: ChunkPlan, log: JobLog
-) -> Generator[ScoreCounts, None, None]:
+) -> Generator[Written, None, None]:
     """Score and write the parts that are not done.
 
     Args:
@@ -96,7 +96,7 @@ def score_parts(
         log: hears of each part that is done.
 
     Yields:
-        What a chunk counts, once it is written.
+        As ScoreOutputs.write.
 
     Raises:
         DataError: a row that the rules refuse, or a broken input.
@@ -134,9 +134,23 @@ def row_schemas(candidates: pa.Schema, bad_rows: pa.Schema, *, top_k: int) -> Ro
 
 
 def plan_run(
-    users: Users, rules: ScoreRules, missing: list[UserPart], *, threads: int | None, bound: MemoryBound
+    users: Users,
+    rules: ScoreRules,
+    missing: list[UserPart],
+    *,
+    threads: int | None,
+    bound: MemoryBound,
+    held: int | None = None,
 ) -> ChunkPlan:
     """Cut the parts that are not done so that the job stays within its memory.
+
+    Args:
+        users: as open_users gave it.
+        rules: what every chunk is scored by.
+        missing: the parts.
+        threads: workers; None for all usable cores, or fewer where memory is short.
+        bound: memory that the job may have.
+        held: bytes that the process has without chunks; None for what it has now.
 
     Raises:
         DataError: not even the smallest chunks fit.
@@ -157,7 +171,8 @@ def plan_run(
     )
     num_rows = sum(part.num_rows for part in missing)
     most_rows = rules.ranker.chunk_users(_chunk_rows(num_rows, workers))
-    held = held_memory(rules.ranker.mapped_bytes)
+    if held is None:
+        held = held_memory(rules.ranker.mapped_bytes)
     return plan_chunks(bound, sizes, held=held, most_rows=most_rows, threads=workers, fewer_threads=threads is None)
 
 

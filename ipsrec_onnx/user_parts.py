@@ -1,7 +1,8 @@
-"""Cuts the users of a job into parts, by numbers of rows alone."""
+"""Cuts the users of a job into parts, and parts into batches, by numbers of rows alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from ipsrec_onnx.users import Users
@@ -11,6 +12,8 @@ PART_ROWS = 1 << 16
 # Of a job that has not so many parts, parts are smaller: at its end a cluster's workers wait for the last one.
 _PARTS: Final = 64
 _LEAST_PART_ROWS: Final = 1 << 13  # a row group of the output
+# Of a batch: an error, or a worker that dies again and again, is heard of when the batches before it are done.
+_MOST_PARTS: Final = 16
 
 
 class UserPart(NamedTuple):
@@ -51,3 +54,23 @@ def plan_parts(users: Users, part_rows: int | None = None) -> list[UserPart]:
         for first_row in range(0, file.num_rows, most)
     ]
     return parts or [UserPart(0, 0, 0, users.files[0].partition)]
+
+
+def cut_into_batches(parts: Sequence[UserPart], workers: int) -> Iterator[list[UserPart]]:
+    """Cut parts, in their order, into batches that a worker scores as one stream.
+
+    The first ones are large, for a worker's threads wait at the end of each, and the last ones are single parts, for
+    workers wait for each other at the end of the job. Each has half of what is left, shared out to the workers: guided
+    self-scheduling (Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987), whose batches are twice as
+    large.
+
+    Args:
+        parts: of plan_parts.
+        workers: that take the next batch when they are done with one; 1 or more.
+    """
+    first = 0
+    while first < len(parts):
+        left = len(parts) - first
+        size = min(_MOST_PARTS, left if workers == 1 else -(-left // (2 * workers)))
+        yield list(parts[first : first + size])
+        first += size

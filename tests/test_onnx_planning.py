@@ -250,7 +250,7 @@ def test_threads_wait_for_half_a_chunk_at_the_end(threads: int, loop_s: float) -
 
 
 @pytest.mark.parametrize(("workers", "loop_s"), [(1, 10.5), (2, 6.0), (3, 4.5), (5, 3.0), (50, 3.0)])
-def test_workers_take_the_next_part_when_they_are_free(workers: int, loop_s: float) -> None:
+def test_workers_take_the_next_batch_when_they_are_free(workers: int, loop_s: float) -> None:
     parts = [UserPart(0, 0, rows) for rows in (300, 300, 150, 300)]
     found = planning._cluster(parts_probe(100.0), parts, 1.0, 2.0, as_folder=True, workers=workers)
     assert (found.loop_s, found.finish_s) == (loop_s, 0.0)

@@ -24,12 +24,16 @@ import ray
 from model_files import write_model_file
 from test_onnx_scoring import random_users
 
-from ipsrec_onnx import ray_engine
+from ipsrec_onnx import memory_plan, ray_engine, score_outputs
 from ipsrec_onnx.engine_options import RayOptions
-from ipsrec_onnx.errors import DataError, EngineError
+from ipsrec_onnx.errors import DataError, EngineError, ModelFileError
 from ipsrec_onnx.job_description import machine_kind
+from ipsrec_onnx.part_files import open_part
+from ipsrec_onnx.part_worker import PartDone, PartWorker
 from ipsrec_onnx.ray_engine import RayCluster, connect
+from ipsrec_onnx.score_counts import ScoreCounts
 from ipsrec_onnx.scoring import score
+from ipsrec_onnx.user_parts import UserPart
 
 pytestmark = pytest.mark.ray
 
@@ -200,6 +204,79 @@ def test_the_first_error_in_the_order_of_the_rows_is_the_one(
     assert messages[0] == messages[1]
     assert "a.parquet, row group 0, row 5" in messages[0]
     assert not (tmp_path / "candidates").exists()
+
+
+def test_the_first_error_waits_for_the_parts_before_it_alone() -> None:
+    """Workers tell of batches in any order, and of a batch no more after its first error."""
+    parts = [UserPart(0, row, 1) for row in range(6)]
+    late, early = DataError("part 4"), DataError("part 1")
+    told: list[Any] = [done(parts[3]), ray_engine._Failure(parts[4], late), done(parts[0])]
+    more = [ray_engine._Failure(parts[1], early), done(parts[2])]
+    heard = ray_engine._until_first_error(iter([*told, *more]), parts)
+    assert [next(heard).part for _ in range(2)] == [parts[3], parts[0]]
+    with pytest.raises(DataError) as raised:
+        next(heard)
+    assert raised.value is early
+    heard = ray_engine._until_first_error(iter([*told, done(parts[1]), done(parts[2]), done(parts[5])]), parts)
+    assert [next(heard).part for _ in range(4)] == [parts[3], parts[0], parts[1], parts[2]]
+    with pytest.raises(DataError) as raised:
+        next(heard)
+    assert raised.value is late
+    assert [one.part for one in ray_engine._until_first_error(map(done, parts[::-1]), parts)] == parts[::-1]
+
+
+def done(part: UserPart) -> PartDone:
+    return PartDone(part, ScoreCounts(), None, {}, None, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [3, 100])
+def test_a_worker_tells_of_its_parts_in_their_order_whoever_asks_again(
+    cluster: None,
+    inputs: dict[str, Any],
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+) -> None:
+    """Ray drops as many accounts of a batch that is done again as it has had; four writers are done in any order."""
+    told = list[PartDone]()
+
+    def score_here(self: RayCluster, job: Any, parts: Any) -> Iterator[PartDone]:
+        worker, again = PartWorker(job), PartWorker(job)
+        for first in range(0, len(parts), batch):
+            of_batch = parts[first : first + batch]
+            done = list(worker.score(of_batch))
+            told.extend(done)
+            assert [one.part for one in done] == of_batch
+            assert [replace(one, cpu_s={}) for one in again.score(of_batch)] == [replace(one, cpu_s={}) for one in done]
+            yield from done
+
+    def slow_at_first(path: Path, *arguments: Any, **named: Any) -> Any:
+        time.sleep(0.2 if path.name.endswith("-000000000000.parquet") else 0)
+        return open_part(path, *arguments, **named)
+
+    monkeypatch.setattr(score_outputs, "open_part", slow_at_first)
+    monkeypatch.setattr(memory_plan, "num_writers", lambda threads: 4)
+    monkeypatch.setattr(RayCluster, "score", score_here)
+    (tmp_path / "ray").mkdir()
+    report = score(**inputs, output=f"{tmp_path}/ray/candidates/", engine="ray", workers=2, threads=2)
+    assert crashes.everything(tmp_path / "ray") == expected
+    assert report.counts.rows_in == sum(one.counts.rows_in for one in told) == NUM_USERS
+    assert sum(one.cpu_s.get("retrieve", 0) for one in told) == pytest.approx(report.cpu_s["retrieve"])
+
+
+@pytest.mark.slow
+def test_what_cannot_be_opened_ends_the_ray_that_was_started_meanwhile(inputs: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"nothing")
+    messages = []
+    with ray_ended():
+        for engine in ({}, {"engine": "ray"}):
+            with pytest.raises(ModelFileError) as refused:
+                score(**{**inputs, "model": tmp_path / "model.onnx"}, output=f"{tmp_path}/candidates/", **engine)
+            messages.append(str(refused.value))
+            assert not ray.is_initialized()
+    assert messages[0] == messages[1]
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
-"""How the users of a job are cut into parts."""
+"""How the users of a job are cut into parts, and parts into the batches of a cluster's workers."""
 
 from __future__ import annotations
+
+import heapq
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ipsrec_onnx.user_parts import PART_ROWS, plan_parts, users_of_a_part
+from ipsrec_onnx.user_parts import PART_ROWS, UserPart, cut_into_batches, plan_parts, users_of_a_part
 from ipsrec_onnx.users import UserColumns, Users, UsersFile
 
 
@@ -46,3 +50,33 @@ def test_the_size_of_parts_is_that_of_all_files_together_or_what_is_asked_for() 
     ]  # fmt: skip
     assert [part.num_rows for part in plan_parts(users_of(7), 3)] == [3, 3, 1]
     assert users_of_a_part(users_of(7), 10**6) == 10**6
+
+
+def numbered(num_parts: int) -> list[UserPart]:
+    return [UserPart(0, number, 1) for number in range(num_parts)]
+
+
+@pytest.mark.parametrize(
+    ("num_parts", "workers", "sizes"),
+    [
+        (1, 1, [1]),
+        (1, 9, [1]),
+        (40, 1, [16, 16, 8]),  # nobody waits for the only worker
+        (54, 2, [14, 10, 8, 6, 4, 3, 3, 2, 1, 1, 1, 1]),
+        (9, 4, [2] + [1] * 7),
+        (200, 2, [16] * 9 + [14, 11, 8, 6, 5, 3, 3, 2, 1, 1, 1, 1]),
+    ],
+)
+def test_batches_are_large_at_first_and_single_parts_at_last(num_parts: int, workers: int, sizes: list[int]) -> None:
+    batches = list(cut_into_batches(numbered(num_parts), workers))
+    assert [len(batch) for batch in batches] == sizes
+    assert [part for batch in batches for part in batch] == numbered(num_parts)
+
+
+@given(num_parts=st.integers(1, 2_000), workers=st.integers(2, 40))
+def test_workers_of_one_speed_are_done_within_one_part_of_each_other(num_parts: int, workers: int) -> None:
+    busy = [0] * workers
+    for batch in cut_into_batches(numbered(num_parts), workers):
+        heapq.heapreplace(busy, busy[0] + len(batch))
+    assert max(busy) - min(busy) <= 1
+    assert sum(busy) == num_parts
