@@ -139,7 +139,8 @@ def connect(
     if not joined:
         _start(ray, options, threads=threads)
     try:
-        yield _cluster(ray, options, threads=threads, gpus=gpus, note=note)
+        started = not joined and options.address is None
+        yield _cluster(ray, options, threads=threads, gpus=gpus, started=started, note=note)
     finally:
         if not joined:
             ray.shutdown()
@@ -187,9 +188,10 @@ def _cluster(
     *,
     threads: int | None,
     gpus: tuple[int, ...],
+    started: bool,
     note: Callable[[str], None],
 ) -> RayCluster:
-    """See what the cluster has, and cut it into workers.
+    """See what the cluster has, or the Ray that was started here, and cut it into workers.
 
     Raises:
         EngineError: it has too little.
@@ -210,7 +212,8 @@ def _cluster(
             f"--workers {workers}: the cluster has room for {room} workers of {wanted}; take fewer --workers or "
             "--threads, or a larger cluster"
         )
-    machine = _machine_of_a_worker(module, gpus, note=note)
+    # Of a Ray that was started here, workers are on this machine. A GPU is asked for all the same: by its number there.
+    machine = machine_kind(None) if started and not gpus else _machine_of_a_worker(module, gpus, note=note)
     return RayCluster(workers, threads, gpus, 1.0 / -(-workers // len(nodes)), machine)
 
 

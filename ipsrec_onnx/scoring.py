@@ -13,8 +13,9 @@ says of itself.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -54,6 +55,7 @@ from ipsrec_onnx.session import Device
 from ipsrec_onnx.staging import origin, staged
 from ipsrec_onnx.uris import is_uri, shown
 from ipsrec_onnx.users import UserColumns, Users, check_id_kinds, open_users
+from ipsrec_onnx.worker_threads import in_background
 
 
 @staged(
@@ -217,14 +219,16 @@ def score(
         previous=[] if since is None else [Path(since), manifest_path(since)],
     )
     refuse_partitions(targets, users, candidate_columns(layout, fingerprints=options.fingerprints))
-    model_file, sha256, items = open_model(
-        model, users, bound=bound, shards=shards, allow_items=allow_items, deny_items=deny_items
+    opened: Callable[[], tuple[ModelFile, str, AllowedItems]] = functools.partial(
+        open_model, model, users, bound=bound, shards=shards, allow_items=allow_items, deny_items=deny_items
     )
     log = JobLog(show=progress, as_json=log_json)
     with contextlib.ExitStack() as joined:
         cluster = None
-        if on_ray is not None:
+        if on_ray is not None:  # Ray takes seconds to start, in processes of its own
+            opened = in_background(opened, name="ipsrec-worker-opens")
             cluster = joined.enter_context(connect(on_ray, device=device, threads=threads, note=log.note))
+        model_file, sha256, items = opened()
         job = ScoreJob(
             options=options,
             targets=targets,

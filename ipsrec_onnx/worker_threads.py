@@ -96,3 +96,18 @@ def outcome_of(function: Callable[[], Result]) -> Outcome[Result]:
         return Outcome((function(),))
     except BaseException as error:
         return Outcome(error=error)
+
+
+def in_background(function: Callable[[], Result], *, name: str) -> Callable[[], Result]:
+    """Call a function in a thread of its own, at once.
+
+    Args:
+        function: what to call.
+        name: of the thread.
+
+    Returns:
+        Waits for the call, and gives or raises what it did; to be called once, or not at all.
+    """
+    place: SimpleQueue[Outcome[Result]] = SimpleQueue()
+    threading.Thread(target=lambda: place.put(outcome_of(function)), name=name).start()
+    return lambda: place.get().result()

@@ -13,7 +13,7 @@ import pytest
 
 from ipsrec_onnx.lanes import Step, do_steps
 from ipsrec_onnx.pipeline import map_in_order
-from ipsrec_onnx.worker_threads import WorkerThreads, outcome_of
+from ipsrec_onnx.worker_threads import WorkerThreads, in_background, outcome_of
 
 
 def chunks_in_order() -> None:
@@ -98,3 +98,17 @@ def test_an_outcome_is_a_result_or_an_error(error: BaseException) -> None:
     with pytest.raises(type(error)) as raised:
         outcome_of(fail).result()
     assert raised.value is error
+
+
+def test_a_call_in_the_background_gives_or_raises_what_it_did() -> None:
+    begin = threading.Event()
+
+    def called() -> str:
+        begin.wait()
+        return threading.current_thread().name
+
+    waited = in_background(called, name="ipsrec-test")
+    begin.set()
+    assert waited() == "ipsrec-test"
+    with pytest.raises(ZeroDivisionError):
+        in_background(lambda: 1 // 0, name="ipsrec-test")()
