@@ -280,6 +280,23 @@ def test_what_cannot_be_opened_ends_the_ray_that_was_started_meanwhile(inputs: d
 
 
 @pytest.mark.slow
+def test_a_command_whose_cluster_is_not_there_does_not_wait_for_its_model(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = ["score", "--model", inputs["model"], "--input", inputs["source"], "--output", f"{tmp_path}/o/"]
+    command = subprocess.run(
+        [sys.executable, "-c", SLOW_TO_OPEN, *arguments, "--engine", "ray", "--address", "127.0.0.1:1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert command.returncode == 1
+    assert command.stderr.count("\n") == 1 and "--address 127.0.0.1:1: [Errno 111] Connection refused" in command.stderr
+
+
+@pytest.mark.slow
 def test_a_process_outlives_the_cluster_of_a_job_that_was_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
     """Ray ends a process in which a thread touches a cluster that has ended."""
     arguments = {**inputs, "output": f"{tmp_path}/candidates/", "engine": "ray", "workers": 2, "threads": 1}
@@ -405,6 +422,15 @@ for bad_rows in ("error", "divert"):
     except DataError as error:
         print(error)
     time.sleep(3)  # whoever is still at work has the time to end us
+"""
+
+
+SLOW_TO_OPEN = """
+import sys, time
+from ipsrec_cli.main import main
+from ipsrec_onnx import scoring
+scoring.open_model = lambda *_, **__: time.sleep(3_600)
+main(sys.argv[1:])
 """
 
 

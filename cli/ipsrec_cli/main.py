@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         _show_traceback()
         say(_refusal(error), 1)
-        sys.exit(1)
+        _leave(1)
 
 
 def _say(message: str, exit_code: int, *, as_json: bool) -> None:
@@ -114,7 +114,7 @@ def _say(message: str, exit_code: int, *, as_json: bool) -> None:
 
 
 def _leave(code: object) -> NoReturn:
-    """Exit, without waiting for worker threads that a signal has left with a chunk: nothing of it is kept."""
+    """Exit, without waiting for threads that a signal has left with a chunk, or an error with a model half open."""
     if isinstance(code, int) and any(thread.name.startswith("ipsrec-w") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
