@@ -125,12 +125,6 @@ class CarriedLists:
     footers: dict[str, pq.FileMetaData]
     _groups: OrderedDict[int, Future[_Group]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _found: list[int] = field(default_factory=lambda: [0])
-
-    @property
-    def num_found(self) -> int:
-        """Users that were found so far."""
-        return self._found[0]
 
     def find(self, user_id: pa.Array, histories: npt.NDArray[np.uint64]) -> Carried:
         """Find the lists of some users.
@@ -154,8 +148,6 @@ class CarriedLists:
             same = (earlier.users[those] == users[these]) & (earlier.histories[those] == histories[these])
             found[these[same]] = True
             _copy_lists(earlier, those[same], lists, these[same])
-        with self._lock:
-            self._found[0] += int(found.sum())
         return Carried(found, lists)
 
     def _known_rows(self, keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

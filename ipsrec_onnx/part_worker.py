@@ -6,6 +6,7 @@ what goes back is an account of each.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,10 +89,11 @@ class PartDone:
         part: which one.
         counts: of its rows and ids.
         entry: of its file, as the manifest has it; None where the candidates become one file.
-        cpu_s: processor seconds of each stage since the part before it was done: parts are scored as one stream.
-        searched: how often a GPU's search was enough, since then; None where the CPU searched.
+        cpu_s: processor seconds of each stage since the part before it was done, for parts are scored as one stream.
+            What a worker has spent and not told of when it dies is not in it.
+        searched: how often a GPU's search was enough, likewise; None where the CPU searched.
         recall: how good approximate lists are; None for exact ones.
-        carried_users: whose lists were carried over, since then.
+        carried_users: of the part, whose lists were carried over; 0 where it was done before.
     """
 
     part: UserPart
@@ -138,7 +140,7 @@ class PartWorker:
             )
         self._folder = open_worker_folder(job.folder, job.targets)
         self._held = held_memory(self._rules.ranker.mapped_bytes)
-        self._searched, self._carried = self._search_counts(), 0
+        self._searched = self._search_counts()
 
     def score(self, parts: Sequence[UserPart]) -> Iterator[PartDone]:
         """Score parts as one stream and write their files; those that are there are looked through.
@@ -147,12 +149,11 @@ class PartWorker:
             parts: in their order.
 
         Yields:
-            Each part when it is done, and those before it are: whoever asks again, since this process died, gets the
-            same ones in the same order.
+            Each part when it is done, and those before it are.
 
         Raises:
-            IpsrecError: as score_parts; or the files that are there are broken. Of all errors the first in the order of
-                the parts, when those before it were yielded.
+            IpsrecError: as score_parts; the first one in the order of the parts, when those before it were yielded.
+                That a file is broken which was there before is heard of at once.
             EngineError: the job is not there, or no longer.
         """
         refuse_other_job(self._folder, self._job.description)
@@ -166,21 +167,25 @@ class PartWorker:
             held=self._held,
         )
         done = score_parts(self._job.users, self._rules, outputs, plan=plan, log=JobLog(show=False))
-        whole, told = set[UserPart](), 0
+        whole, told, carried = set[UserPart](), 0, Counter[UserPart]()
         with ended(done):
             for written in done:
-                if written.part is not None:
-                    whole.add(written.part)
+                if written.part is None:
+                    continue
+                carried[written.part] += written.carried_users
+                if not written.whole:
+                    continue
+                refuse_other_job(self._folder, self._job.description)
+                whole.add(written.part)
                 while told < len(parts) and parts[told] in whole:
-                    yield self._account(outputs, parts[told])
+                    yield self._account(outputs, parts[told], carried_users=carried[parts[told]])
                     told += 1
 
-    def _account(self, outputs: ScoreOutputs, part: UserPart) -> PartDone:
+    def _account(self, outputs: ScoreOutputs, part: UserPart, *, carried_users: int) -> PartDone:
         """Say what a part counts, and what was spent since the last one."""
         cpu_s = dict(outputs.times.cpu_s)
         outputs.times.cpu_s.clear()
         before, self._searched = self._searched, self._search_counts()
-        carried_before, self._carried = self._carried, self._carried_users()
         return PartDone(
             part=part,
             counts=outputs.counts_of(part),
@@ -188,11 +193,8 @@ class PartWorker:
             cpu_s=cpu_s,
             searched=None if before is None or self._searched is None else self._searched - before,
             recall=self._recall,
-            carried_users=self._carried - carried_before,
+            carried_users=carried_users,
         )
-
-    def _carried_users(self) -> int:
-        return 0 if self._rules.carried is None else self._rules.carried.num_found
 
     def _search_counts(self) -> SearchCounts | None:
         search = self._rules.ranker.card_search

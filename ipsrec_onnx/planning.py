@@ -201,8 +201,8 @@ def _cluster(
         return Prediction(workers, start_s, 0.0, 0.0, 0.0, peak_memory(), 0)
     rows, output_bytes = sum(part.num_rows for part in parts), _output_bytes(probe, parts, as_folder=as_folder)
     busy = [0.0] * min(workers, len(parts))
-    for batch in cut_into_batches(parts, workers):
-        of_batch = sum(part.num_rows for part in batch)
+    for batch in cut_into_batches(len(parts), workers):
+        of_batch = sum(parts[place].num_rows for place in batch)
         batch_s = _loop_s(probe, of_batch, min(probe.chunks.rows, len(batch) * probe.part_chunk_rows))
         if as_folder:
             batch_s += of_batch * probe.row_bytes * probe.hash_s

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 
 from ipsrec_onnx.broken_work import describe_error
 from ipsrec_onnx.cores import usable_cores
@@ -75,16 +75,16 @@ class RayCluster:
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        batches = [_keys(batch) for batch in cut_into_batches(parts, self.workers)]
-        listed = ray.data.from_arrow(batches)
+        batches = list(cut_into_batches(len(parts), self.workers))
+        places = [{"start": batch.start, "stop": batch.stop} for batch in batches]
+        listed = ray.data.from_items(places, override_num_blocks=len(batches))
         context = listed.context  # its own: the caller may have other data sets
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # each account is a block: else they are held back until the batch is done
         results = listed.map_batches(
             _Actor,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, list(parts)),
             batch_size=None,
-            batch_format="pyarrow",
             # One at a time: what waits behind a busy worker is not for an idle one.
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(batches)), max_tasks_in_flight_per_actor=1),
             num_cpus=self.threads,
@@ -230,10 +230,10 @@ def _machine_of_a_worker(module: Any, gpus: tuple[int, ...], *, note: Callable[[
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a worker says of a batch that it could not finish.
+    """What a worker says of each part that is not done when its batch breaks off.
 
     Attributes:
-        part: the first one that failed; those before it in the batch are done.
+        part: which one. The first one of a batch failed; those before it are done.
         error: why.
     """
 
@@ -261,32 +261,33 @@ def _until_first_error(told: Iterable[PartDone | _Failure], parts: Sequence[User
             raise errors[first]
 
 
-def _keys(batch: Sequence[UserPart]) -> pa.Table:
-    """A batch as Ray Data takes it: one row a part."""
-    return pa.table({name: [getattr(part, name) for part in batch] for name in UserPart._fields})
-
-
 class _Actor:
-    """What Ray Data starts; errors go back as values, so that the first one in the order of the parts is raised."""
+    """What Ray Data starts; errors go back as values, so that the first one in the order of the parts is raised.
 
-    def __init__(self, job: PartsJob) -> None:
+    A batch gives one row for each of its parts, in their order, whatever happens: where its worker dies, Ray has
+    another one do it again, and drops as many rows as it has had already.
+    """
+
+    def __init__(self, job: PartsJob, parts: Sequence[UserPart]) -> None:
         self._worker = functools.cache(lambda: PartWorker(job))
+        self._parts = parts
 
-    def __call__(self, batch: pa.Table) -> Iterator[dict[str, Any]]:
-        parts = [UserPart(**row) for row in batch.to_pylist()]
-        later = iter(parts)
-        part = next(later)
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> Iterator[dict[str, Any]]:
+        parts = self._parts[int(batch["start"][0]) : int(batch["stop"][0])]
+        told = 0
         error: IpsrecError
         try:
             for done in self._worker().score(parts):
-                part = next(later, part)
                 yield _row(done)
+                told += 1
             return
         except IpsrecError as raised:
             error = raised
         except Exception as raised:
-            error = describe_error(raised, where=f"part of file {part.file} from row {part.first_row}")
-        yield _row(_Failure(part, error))
+            first = parts[min(told, len(parts) - 1)]
+            error = describe_error(raised, where=f"part of file {first.file} from row {first.first_row}")
+        for part in parts[told:]:
+            yield _row(_Failure(part, error))
 
 
 def _row(outcome: PartDone | _Failure) -> dict[str, Any]:

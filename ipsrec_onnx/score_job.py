@@ -188,7 +188,7 @@ def _work_here(
         searched=None if search is None else search.counts(),
         start_s=start_s,
         samples=list(outputs.throughput.samples),
-        carried_users=0 if rules.carried is None else rules.carried.num_found,
+        carried_users=outputs.carried_users,
     )
     return work, outputs
 

@@ -42,12 +42,16 @@ class Written:
     Attributes:
         counts: of a chunk; zeros where none was written.
         times: where its worker's time went.
-        part: that is whole now; None where none is.
+        carried_users: of the chunk, whose lists were carried over.
+        part: that the step is of; None for the whole file.
+        whole: is the part whole now?
     """
 
     counts: ScoreCounts = field(default_factory=ScoreCounts)
     times: StageTimes = field(default_factory=StageTimes)
+    carried_users: int = 0
     part: UserPart | None = None
+    whole: bool = False
 
 
 class ScoreOutputs:
@@ -63,6 +67,7 @@ class ScoreOutputs:
         done: what the parts that are done count, by number.
         times: where the time went, of the workers and of writing.
         throughput: how far it was at what time, without the parts that are done.
+        carried_users: whose lists were carried over, of those written by now.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class ScoreOutputs:
         self._folder, self._parts, self._schemas = folder, parts, schemas
         self._with_whole = not (parts_alone or folder.targets.as_folder)
         self.times, self.throughput = StageTimes(), Throughput()
+        self.carried_users = 0
         self.done: dict[int, ScoreCounts] = {}
         for number, part in enumerate(parts):
             path = folder.part(part_name(part))
@@ -116,9 +122,10 @@ class ScoreOutputs:
                     self.times.add(spent)
                 if written.counts.rows_in:
                     self.throughput.add(written.counts.rows_in)
-                if written.part is not None and written.part not in taken_over:
+                if written.part is not None and written.whole and written.part not in taken_over:
                     log.event("part_done", part=part_name(written.part), users=written.part.num_rows)
-                if written.counts.rows_in or written.part is not None:
+                self.carried_users += written.carried_users
+                if written.counts.rows_in or written.whole:
                     yield written
 
     def _steps(
@@ -135,10 +142,10 @@ class ScoreOutputs:
             lane = next(lanes)
             if number in self.done:
                 task = _timed(self._take_over, part, whole)
-                yield Step(Written(part=part), [(lane if whole is None else 0, task)])
+                yield Step(Written(part=part, whole=True), [(lane if whole is None else 0, task)])
                 continue
             writer = files.enter_context(_given_up(self._write_part(part)))
-            yield Step(Written(part=None if part.num_rows else part), [(lane, _timed(next, writer, None))])
+            yield Step(Written(part=part, whole=not part.num_rows), [(lane, _timed(next, writer, None))])
             left = part.num_rows
             while left > 0:
                 chunk = next(chunks, None)
@@ -150,7 +157,7 @@ class ScoreOutputs:
                 tasks = [(lane, _timed(_send, writer, chunk))]
                 if whole is not None:
                     tasks.append((0, _timed(_send, whole, chunk.rows)))
-                yield Step(Written(chunk.counts, chunk.times, part=part if left <= 0 else None), tasks)
+                yield Step(Written(chunk.counts, chunk.times, chunk.carried_users, part, whole=left <= 0), tasks)
                 del chunk, tasks  # written, perhaps: not to be held while the next one is waited for
         if whole is not None:
             yield Step(Written(), [(0, _timed(_send, whole, None))])

@@ -68,12 +68,14 @@ class ScoredChunk:
         dead_letters: its malformed rows.
         counts: the account of it.
         times: where the worker's time went.
+        carried_users: whose lists were carried over.
     """
 
     rows: pa.Table
     dead_letters: pa.Table
     counts: ScoreCounts
     times: StageTimes
+    carried_users: int = 0
 
 
 def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
@@ -100,10 +102,13 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
         fingerprints = None
         if FINGERPRINT_COLUMN in rules.schema.names:
             fingerprints = history_fingerprints(lists[column] for column in columns.names[1:])
+    carried_users = 0
     if rules.carried is None or fingerprints is None:
         ranking = _rank(rules, mapped.known, candidates, times=times)
     else:
-        ranking = _rank_changed(rules, rules.carried, user_id, fingerprints, mapped.known, candidates, times=times)
+        ranking, carried_users = _rank_changed(
+            rules, rules.carried, user_id, fingerprints, mapped.known, candidates, times=times
+        )
     with times.stage("lay_out"):
         laid_out = candidate_rows(user_id, ranking, catalog.item_ids, schema=rules.schema, fingerprints=fingerprints)
     return ScoredChunk(
@@ -124,6 +129,7 @@ def score_chunk(chunk: UserChunk, rules: ScoreRules) -> ScoredChunk:
             history_lengths=count_lengths(mapped.known.lengths),
         ),
         times=times,
+        carried_users=carried_users,
     )
 
 
@@ -141,8 +147,11 @@ def _rank_changed(
     candidates: Ragged | None,
     *,
     times: StageTimes,
-) -> Ranking:
-    """Rank those users alone whose lists are not in the earlier output; all arguments are of the same users."""
+) -> tuple[Ranking, int]:
+    """Rank those users alone whose lists are not in the earlier output, and count the others.
+
+    All arguments are of the same users.
+    """
     with times.stage("read"):
         there, lists = carried.find(user_id, fingerprints)
     if not there.all():
@@ -152,7 +161,7 @@ def _rank_changed(
             positions, offsets = range_positions(starts, lengths)
             some = Ragged(candidates.values[positions], offsets)
         fill_lists(lists, ~there, _rank(rules, known.of_users(~there), some, times=times).lists)
-    return Ranking(lists, known.lengths == 0)
+    return Ranking(lists, known.lengths == 0), int(there.sum())
 
 
 def known_histories(chunk: UserChunk, rules: ScoreRules) -> Histories:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ipsrec_onnx.users import Users
@@ -56,7 +56,7 @@ def plan_parts(users: Users, part_rows: int | None = None) -> list[UserPart]:
     return parts or [UserPart(0, 0, 0, users.files[0].partition)]
 
 
-def cut_into_batches(parts: Sequence[UserPart], workers: int) -> Iterator[list[UserPart]]:
+def cut_into_batches(num_parts: int, workers: int) -> Iterator[range]:
     """Cut parts, in their order, into batches that a worker scores as one stream.
 
     The first ones are large, for a worker's threads wait at the end of each, and the last ones are single parts, for
@@ -65,12 +65,14 @@ def cut_into_batches(parts: Sequence[UserPart], workers: int) -> Iterator[list[U
     large.
 
     Args:
-        parts: of plan_parts.
+        num_parts: of a job.
         workers: that take the next batch when they are done with one; 1 or more.
+
+    Yields:
+        Places of a batch's parts in the order of all parts.
     """
     first = 0
-    while first < len(parts):
-        left = len(parts) - first
+    while left := num_parts - first:
         size = min(_MOST_PARTS, left if workers == 1 else -(-left // (2 * workers)))
-        yield list(parts[first : first + size])
+        yield range(first, first + size)
         first += size

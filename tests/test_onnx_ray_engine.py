@@ -166,6 +166,82 @@ def test_a_worker_that_is_killed_is_replaced(
     assert done.counts.rows_in == NUM_USERS
 
 
+def dying_actor(marker: Path, *, refused: str | None = None) -> type[Any]:
+    """Workers of which the first dies when two accounts are there; those after it may refuse to go on."""
+
+    class Dying(ray_engine._Actor):  # within a function, so that Ray sends its code to workers, who lack this file
+        def __call__(self, batch: Any) -> Iterator[dict[str, Any]]:
+            second = marker.exists()
+
+            def refuse() -> Any:
+                raise DataError(refused)
+
+            if second and refused is not None:
+                self._worker = refuse
+            for number, row in enumerate(super().__call__(batch)):
+                yield row
+                if number == 1 and not second:
+                    time.sleep(1.0)  # by then the driver has it
+                    marker.touch()
+                    os._exit(1)
+
+    return Dying
+
+
+@pytest.mark.slow
+def test_each_part_is_told_of_once_though_its_worker_died(
+    cluster: None, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {**inputs, "source": f"{inputs['source']}/a.parquet"}
+    earlier = score(**first, output=f"{tmp_path}/earlier/", threads=1, fingerprints=True)
+    (tmp_path / "local").mkdir()
+    score(**inputs, output=f"{tmp_path}/local/candidates/", threads=1, fingerprints=True)
+    told, real = list[UserPart](), RayCluster.score
+
+    def listened(self: RayCluster, job: Any, parts: Any) -> Iterator[PartDone]:
+        for one in real(self, job, parts):
+            told.append(one.part)
+            yield one
+        assert sorted(told) == list(parts)
+
+    monkeypatch.setattr(RayCluster, "score", listened)
+    monkeypatch.setattr(ray_engine, "_Actor", dying_actor(tmp_path / "died"))
+    (tmp_path / "ray").mkdir()
+    done = score(
+        **inputs, output=f"{tmp_path}/ray/candidates/", since=f"{tmp_path}/earlier", engine="ray", workers=1, threads=1
+    )
+    assert (tmp_path / "died").exists() and told
+    assert crashes.everything(tmp_path / "ray") == crashes.everything(tmp_path / "local")
+    # What is done and not told of when a worker dies is looked through, not scored: one part or two.
+    assert earlier.counts.rows_out - 2 * PART_ROWS <= done.carried_users <= earlier.counts.rows_out
+
+
+@pytest.mark.slow
+def test_an_error_after_a_worker_died_is_heard(
+    cluster: None, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "_Actor", dying_actor(tmp_path / "died", refused="no memory is left"))
+    with pytest.raises(DataError, match=r"^no memory is left$"):
+        score(**inputs, output=f"{tmp_path}/candidates/", engine="ray", workers=1, threads=1)
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_stops_when_another_job_has_its_folder(
+    cluster: None, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score_here(self: RayCluster, job: Any, parts: Any) -> Iterator[PartDone]:
+        told = PartWorker(job).score(parts)
+        yield next(told)
+        (job.folder / "job.json").write_text("{}")
+        yield from told
+
+    monkeypatch.setattr(RayCluster, "score", score_here)
+    with pytest.raises(EngineError, match="a worker finds another job there"):
+        score(**inputs, output=f"{tmp_path}/candidates/", engine="ray", workers=1, threads=1)
+    assert len(list(tmp_path.glob(".candidates.*.job/parts/*.parquet"))) < 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ray", "local"])
 def test_a_driver_that_is_killed_leaves_its_parts_to_another(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipsrec_onnx.user_parts import PART_ROWS, UserPart, cut_into_batches, plan_parts, users_of_a_part
+from ipsrec_onnx.user_parts import PART_ROWS, cut_into_batches, plan_parts, users_of_a_part
 from ipsrec_onnx.users import UserColumns, Users, UsersFile
 
 
@@ -52,10 +52,6 @@ def test_the_size_of_parts_is_that_of_all_files_together_or_what_is_asked_for() 
     assert users_of_a_part(users_of(7), 10**6) == 10**6
 
 
-def numbered(num_parts: int) -> list[UserPart]:
-    return [UserPart(0, number, 1) for number in range(num_parts)]
-
-
 @pytest.mark.parametrize(
     ("num_parts", "workers", "sizes"),
     [
@@ -68,15 +64,15 @@ def numbered(num_parts: int) -> list[UserPart]:
     ],
 )
 def test_batches_are_large_at_first_and_single_parts_at_last(num_parts: int, workers: int, sizes: list[int]) -> None:
-    batches = list(cut_into_batches(numbered(num_parts), workers))
+    batches = list(cut_into_batches(num_parts, workers))
     assert [len(batch) for batch in batches] == sizes
-    assert [part for batch in batches for part in batch] == numbered(num_parts)
+    assert [place for batch in batches for place in batch] == list(range(num_parts))
 
 
 @given(num_parts=st.integers(1, 2_000), workers=st.integers(2, 40))
 def test_workers_of_one_speed_are_done_within_one_part_of_each_other(num_parts: int, workers: int) -> None:
     busy = [0] * workers
-    for batch in cut_into_batches(numbered(num_parts), workers):
+    for batch in cut_into_batches(num_parts, workers):
         heapq.heapreplace(busy, busy[0] + len(batch))
     assert max(busy) - min(busy) <= 1
     assert sum(busy) == num_parts

@@ -170,7 +170,7 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     "--part-rows",
     type=click.IntRange(min=1),
     help="Users of a part at most: of each file of an output folder, and what a killed job loses.  [default: 8192 to "
-    "65536, for 64 parts]",
+    "65536, up to 64 parts where that is enough]",
 )
 @click.option("--plan", help="Plan of this job, of `ipsrec plan --output`: say how wrong it was.  [default: none]")
 @click.option("--resume", is_flag=True, help="Go on where the same job was broken off; begin where none was.")
