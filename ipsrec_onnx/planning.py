@@ -33,9 +33,10 @@ from ipsrec_onnx.staging import staged
 from ipsrec_onnx.user_parts import UserPart, cut_into_batches, plan_parts
 from ipsrec_onnx.users import UserColumns, open_users
 
-# Ray is not there in a probe. So long it took, as a part of benchmarks/bench_ray.py on two cores, to start (2.7 s), to
-# start its workers (2.4) and to end (1.4); a cluster that runs already spares the first and the last.
-_RAY_S: Final = 6.5
+# Ray is not there in a probe. So long it took on two idle cores to start, while the model is opened, and so long to
+# start its workers (2.8 s) and to end (1.5); a cluster that runs already spares the first and the last.
+_RAY_START_S: Final = 3.2
+_RAY_S: Final = 4.3
 
 
 @staged(inputs=["model", "allow_items", "deny_items"], mapped=["index_cache"])
@@ -192,11 +193,12 @@ def _here(probe: Probe | None, parts: list[UserPart], start_s: float, *, as_fold
 def _cluster(
     probe: Probe | None, parts: list[UserPart], open_s: float, layout_s: float, *, as_folder: bool, workers: int
 ) -> Prediction:
-    """What a cluster of workers like this machine will take: Ray starts, the driver opens the job, each worker, parts.
+    """What a cluster of workers like this machine will take.
 
+    The driver opens the job while Ray starts, then each worker does.
     Ray gives the next batch of parts to whichever worker is free.
     """
-    start_s = _RAY_S + open_s + open_s + layout_s
+    start_s = max(_RAY_START_S, open_s) + _RAY_S + open_s + layout_s
     if probe is None:
         return Prediction(workers, start_s, 0.0, 0.0, 0.0, peak_memory(), 0)
     rows, output_bytes = sum(part.num_rows for part in parts), _output_bytes(probe, parts, as_folder=as_folder)

@@ -48,7 +48,7 @@ def read_chunks(
     """Read the users of some parts in order.
 
     No chunk spans two row groups or two parts, nor holds many more ids than memory is meant for. A row group is read
-    from its first row on, wherever the part begins in it.
+    from its first row to the last one that is wanted, wherever the part begins in it.
 
     Args:
         users: as open_users gave it.
@@ -68,15 +68,18 @@ def read_chunks(
             group_start = 0
             for row_group, group in enumerate(file.row_groups):
                 group_stop = group_start + group.num_rows
-                if list(_shared(wanted, group_start, group_stop)):
-                    start = group_start
+                if here := list(_shared(wanted, group_start, group_stop)):
+                    start, last = group_start, here[-1][1]
                     rows = batch_rows(group, chunk_rows=chunk_rows, chunk_ids=chunk_ids)
                     for batch in _read_row_group(parquet, users, file, row_group=row_group, batch_rows=rows):
                         for first, stop in _shared(wanted, start, start + batch.num_rows):
                             shared = batch.slice(first - start, stop - first)
                             yield UserChunk(file.path, file.name, row_group, first - group_start, shared)
                         start += batch.num_rows
-                    _check_rows(file, row_group, found=start - group_start, expected=group_stop - group_start)
+                        if last <= start and last < group_stop:
+                            break  # whoever has the group's last rows counts them
+                    else:
+                        _check_rows(file, row_group, found=start - group_start, expected=group_stop - group_start)
                 group_start = group_stop
 
 

@@ -254,7 +254,9 @@ def test_workers_take_the_next_batch_when_they_are_free(workers: int, loop_s: fl
     parts = [UserPart(0, 0, rows) for rows in (300, 300, 150, 300)]
     found = planning._cluster(parts_probe(100.0), parts, 1.0, 2.0, as_folder=True, workers=workers)
     assert (found.loop_s, found.finish_s) == (loop_s, 0.0)
-    assert found.start_s == planning._RAY_S + 1.0 + 1.0 + 2.0 + 0.25
+    assert found.start_s == planning._RAY_START_S + planning._RAY_S + 1.0 + 2.0 + 0.25
+    slow = planning._cluster(parts_probe(100.0), parts, 60.0, 2.0, as_folder=True, workers=workers)
+    assert slow.start_s == 60.0 + planning._RAY_S + 60.0 + 2.0 + 0.25  # Ray has started long before
     assert found.output_bytes == 10 * 1050 + 3 * 4
     one_file = planning._cluster(parts_probe(100.0), parts, 1.0, 2.0, as_folder=False, workers=workers)
     assert one_file.finish_s == pytest.approx(1.05) and one_file.output_bytes == 10 * 1050 + 3

@@ -1,17 +1,23 @@
-"""How the users of a job are cut into parts, and parts into the batches of a cluster's workers."""
+"""How the users of a job are cut into parts, read, and put into the batches of a cluster's workers."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipsrec_onnx.user_parts import PART_ROWS, cut_into_batches, plan_parts, users_of_a_part
-from ipsrec_onnx.users import UserColumns, Users, UsersFile
+from ipsrec_onnx import user_chunks
+from ipsrec_onnx.user_chunks import read_chunks
+from ipsrec_onnx.user_parts import PART_ROWS, UserPart, cut_into_batches, plan_parts, users_of_a_part
+from ipsrec_onnx.users import UserColumns, Users, UsersFile, open_users
 
 
 def users_of(*num_rows: int) -> Users:
@@ -76,3 +82,32 @@ def test_workers_of_one_speed_are_done_within_one_part_of_each_other(num_parts: 
         heapq.heapreplace(busy, busy[0] + len(batch))
     assert max(busy) - min(busy) <= 1
     assert sum(busy) == num_parts
+
+
+@pytest.mark.parametrize(
+    ("parts", "rows_read"),
+    [
+        ([UserPart(0, 0, 100)], 100),
+        ([UserPart(0, 130, 100)], 250),  # from the group's first row on, in batches of 50
+        ([UserPart(0, 0, 10), UserPart(0, 420, 80)], 500),
+        ([UserPart(0, 550, 50)], 100),  # the first group is skipped
+        ([UserPart(0, 100, 100), UserPart(0, 500, 100)], 300),
+    ],
+)
+def test_of_a_row_group_nothing_is_read_behind_the_last_row_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[UserPart], rows_read: int
+) -> None:
+    table = pa.table({"user_id": range(1_000), "item_history": pa.array([[row] for row in range(1_000)])})
+    pq.write_table(table, tmp_path / "u.parquet", row_group_size=500)
+    users = open_users(tmp_path / "u.parquet", UserColumns("user_id", "item_history", None, None))
+    real, read = user_chunks._read_row_group, list[int]()
+
+    def counted(*arguments: Any, **named: Any) -> Iterator[pa.RecordBatch]:
+        for batch in real(*arguments, **named):
+            read.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(user_chunks, "_read_row_group", counted)
+    found = [row for chunk in read_chunks(users, parts, chunk_rows=50) for row in chunk.rows["user_id"].to_pylist()]
+    assert found == [row for part in parts for row in range(part.first_row, part.first_row + part.num_rows)]
+    assert sum(read) == rows_read
