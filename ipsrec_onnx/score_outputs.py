@@ -122,11 +122,11 @@ class ScoreOutputs:
                     self.times.add(spent)
                 if written.counts.rows_in:
                     self.throughput.add(written.counts.rows_in)
-                if written.part is not None and written.whole and written.part not in taken_over:
-                    log.event("part_done", part=part_name(written.part), users=written.part.num_rows)
                 self.carried_users += written.carried_users
                 if written.counts.rows_in or written.whole:
                     yield written
+                if written.part is not None and written.whole and written.part not in taken_over:
+                    log.event("part_done", part=part_name(written.part), users=written.part.num_rows)
 
     def _steps(
         self, chunks: Iterator[ScoredChunk], files: contextlib.ExitStack, *, writers: int
